@@ -1,0 +1,338 @@
+"""Figures and tables for the lessons: growth of a message, and the way to the first token.
+
+Every function returns its figure and shows nothing: a notebook shows a figure that is the last line of its cell, once.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers and labels say the same again.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from lab_utils.growth import Law, numbers_of
+
+OKABE_ITO = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "yellow": "#F0E442",
+    "black": "#000000",
+}
+"""Name to hex code. Series take the colours in this order; black is for predictions and text."""
+
+MARKERS = "osD^vPX"
+BYTES_PER_ID = 4
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB")
+GREY = "#666666"
+LABEL_GAP = 0.075  # height of one line of text, as a fraction of the axes
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook can show without pyplot, and so never shows a second time."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        # Twice the pixels at the same size: sharp on a dense screen.
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=2 * self.dpi)
+        width, height = (int(inches * self.dpi) for inches in self.get_size_inches())
+        return buffer.getvalue(), {"width": width, "height": height}
+
+
+@dataclass(frozen=True)
+class _Series:
+    label: str
+    lengths: list[float]
+    style: dict[str, object] = field(default_factory=dict)
+
+
+def growth_figure(
+    measured: Mapping[str, Sequence[int]],
+    predicted: Law | None = None,
+    predict_to: int | None = None,
+    reached: int | None = None,
+) -> Figure:
+    """Draw message length against iteration, on a linear and on a log2 axis.
+
+    Measured values are filled markers on a line; the prediction is open markers on a dashed line. Where series lie on
+    each other, the first is drawn widest and the last narrowest, so that all of them stay visible.
+
+    Parameters
+    ----------
+    measured : mapping of str to sequence of int
+        1 to 7 series: label, and the ids in the messages of iterations 1, 2, 3, …. A 0 has no place on the log2 axis
+        and is left out there.
+    predicted : Law, optional
+        Law to draw beside the measurement.
+    predict_to : int, optional
+        Iteration to draw the law to; by default the last one measured, or `reached` if that is later.
+    reached : int, optional
+        Iteration to point out, with its length and size, as the end of a run.
+
+    Returns
+    -------
+    Figure
+        Two axes: linear, and log2 with a second scale in bytes (4 an id).
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw or too much of it, if the law is of kind "none" or leaves the drawable range,
+        or if `reached` is neither measured nor predicted.
+    """
+    series = _measured(measured)
+    if predicted:
+        longest = max(len(one.lengths) for one in series)
+        series.append(_predicted(predicted, predict_to or max(longest, reached or 0), len(series)))
+    figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
+    linear, log2 = figure.subplots(1, 2)
+    _linear_axes(linear, series)
+    _log2_axes(log2, series)
+    _label_ends(linear, series)
+    if reached is not None:
+        _point_out(linear, series, reached)
+    return figure
+
+
+def timeline_figure(events: Sequence[tuple[str, float, float]]) -> Figure:
+    """Draw steps as horizontal bars, each with its seconds, and the total below them.
+
+    Parameters
+    ----------
+    events : sequence of (str, float, float)
+        Label, start and end of each step, in seconds of any one clock; drawn from the top in this order.
+
+    Returns
+    -------
+    Figure
+        One axes; time 0 is the earliest start.
+
+    Raises
+    ------
+    ValueError
+        If there is no event, or one is not a label with a finite start and an end that is not before it.
+    """
+    steps = [_event(event, position) for position, event in enumerate(events, 1)]
+    if not steps:
+        raise ValueError("events is empty; expected at least one (label, start in s, end in s)")
+    zero, end = min(start for _, start, _ in steps), max(end for _, _, end in steps)
+    steps.append(("total", zero, end))
+    figure = NotebookFigure(figsize=(9, 0.8 + 0.42 * len(steps)), layout="constrained")
+    axes = figure.subplots()
+    colors = [OKABE_ITO["blue"]] * (len(steps) - 1) + [GREY]
+    spans = [stop - start for _, start, stop in steps]
+    bars = axes.barh(range(len(steps)), spans, left=[start - zero for _, start, _ in steps], height=0.6, color=colors)
+    axes.bar_label(bars, [_seconds(span) for span in spans], padding=4)
+    axes.set_yticks(range(len(steps)), [label for label, _, _ in steps])
+    _time_axis(axes, end - zero)
+    return figure
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as plain text in aligned columns, to print under a figure.
+
+    Parameters
+    ----------
+    headers : sequence of str
+        Name of each column, with its unit.
+    rows : iterable of sequences
+        One value per column. Whole numbers get thousands separators, floats two decimals, None a dash.
+
+    Returns
+    -------
+    str
+        Columns of numbers are aligned right, others left.
+
+    Raises
+    ------
+    ValueError
+        If there are no headers, or a row is not as long as they are.
+    """
+    headers, rows = list(headers), [list(row) for row in rows]
+    for position, row in enumerate(rows, 1):
+        if len(row) != len(headers):
+            raise ValueError(f"row {position} has {len(row)} values; expected one per header: {len(headers)}")
+    if not headers:
+        raise ValueError("headers is empty; expected the name of at least one column")
+    columns = [_column(header, cells) for header, *cells in zip(headers, *rows, strict=True)]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _measured(measured: Mapping[str, Sequence[int]]) -> list[_Series]:
+    if not isinstance(measured, Mapping) or not 1 <= len(measured) <= len(MARKERS):
+        raise ValueError(f"measured is not a mapping of 1 to {len(MARKERS)} series: label to lengths")
+    count = len(measured)
+    # Wide to narrow: a later series that lies on an earlier one leaves a rim of it in sight.
+    sizes, widths = np.linspace(4.5 + 2.2 * (count - 1), 4.5, count), np.linspace(1.5 + 1.5 * (count - 1), 1.5, count)
+    looks = zip(OKABE_ITO.values(), MARKERS, sizes, widths, strict=False)
+    return [
+        _Series(str(label), _lengths(lengths, label), {"color": color, "marker": marker, "ms": size, "lw": width})
+        for (label, lengths), (color, marker, size, width) in zip(measured.items(), looks, strict=False)
+    ]
+
+
+def _predicted(law: Law, last: int, count: int) -> _Series:
+    law.predict(last)  # refuses what is not an iteration
+    lengths = _lengths((law.predict(n) for n in range(1, last + 1)), "predicted")
+    style = {"color": OKABE_ITO["black"], "marker": "o", "mfc": "none", "ms": 6 + 2.2 * count, "lw": 1.1, "ls": "--"}
+    return _Series("predicted", lengths, style)
+
+
+def _lengths(lengths: Iterable[int], label: str) -> list[float]:
+    numbers = numbers_of(lengths, f"series {label!r}")
+    if not numbers:
+        raise ValueError(f"series {label!r} is empty; expected the ids in each message, first to last")
+    return [float(number) for number in numbers]
+
+
+def _draw(axes: Axes, series: list[_Series], title: str) -> None:
+    for one in series:
+        axes.plot(range(1, len(one.lengths) + 1), one.lengths, label=one.label, **one.style)
+    last = max(len(one.lengths) for one in series)
+    ticks = MaxNLocator(8, integer=True, steps=[1, 2, 4, 5, 10]).tick_values(1, last)
+    axes.set_xticks([1, *(tick for tick in ticks if 1 < tick <= last)])
+    axes.set(xlim=(0.5, last + 0.5), xlabel="iteration n", ylabel="ids in one message")
+    axes.set_title(title, loc="left")
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _linear_axes(axes: Axes, series: list[_Series]) -> None:
+    _draw(axes, series, "linear axis")
+    top = max(2.0, *(max(one.lengths) for one in series))
+    axes.set_yticks([tick for tick in MaxNLocator(5, integer=True).tick_values(0, top) if 0 <= tick <= 1.08 * top])
+    axes.set_ylim(-0.04 * top, 1.08 * top)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+
+
+def _log2_axes(axes: Axes, series: list[_Series]) -> None:
+    _draw(axes, series, "log2 axis")
+    shown = [length for one in series for length in one.lengths if length] or [1.0]
+    low, high = math.floor(math.log2(min(shown))), max(2, math.ceil(math.log2(max(shown))))
+    exponents = range(low, high + 1, math.ceil((high - low) / 8))
+    ticks = [2.0**exponent for exponent in exponents]
+    axes.set_yscale("log", base=2)
+    axes.set_yticks(ticks, [f"$2^{{{exponent}}}$" for exponent in exponents])
+    axes.set_ylim(2 ** (low - 0.4), 2 ** (high + 0.8))
+    size = axes.secondary_yaxis("right", functions=(lambda ids: ids * BYTES_PER_ID, lambda size: size / BYTES_PER_ID))
+    size.set_yticks([tick * BYTES_PER_ID for tick in ticks], [_size(tick * BYTES_PER_ID) for tick in ticks])
+    size.set_ylabel(f"size ({BYTES_PER_ID} bytes an id)")
+    for axis in (axes.yaxis, size.yaxis):
+        axis.set_minor_locator(NullLocator())
+
+
+def _label_ends(axes: Axes, series: list[_Series]) -> None:
+    """Write each label in the right margin, at the height of its last value."""
+    bottom, top = axes.get_ylim()
+    ends = sorted(series, key=lambda one: one.lengths[-1])
+    heights = _spread([(one.lengths[-1] - bottom) / (top - bottom) for one in ends])
+    for one, height in zip(ends, heights, strict=True):
+        axes.annotate(
+            one.label,
+            (len(one.lengths), one.lengths[-1]),
+            (1.06, height),
+            textcoords="axes fraction",
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)},
+        )
+        style = one.style | {"ls": "none", "ms": min(one.style["ms"], 8)}
+        axes.plot(1.035, height, transform=axes.transAxes, clip_on=False, **style)
+
+
+def _spread(heights: list[float]) -> list[float]:
+    """Push rising heights apart, so that no two labels touch, and keep them at or below 1."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + LABEL_GAP) if placed else height)
+    return [min(height, 1 - LABEL_GAP * above) for above, height in enumerate(placed[::-1])][::-1]
+
+
+def _point_out(axes: Axes, series: list[_Series], reached: int) -> None:
+    lengths = next((one.lengths for one in series if 1 <= reached <= len(one.lengths)), None)
+    if lengths is None:
+        raise ValueError(f"reached is {reached!r}; expected an iteration that is measured or predicted")
+    length = lengths[reached - 1]
+    axes.annotate(
+        f"n = {reached}\n{length:,.0f} ids\n{_size(length * BYTES_PER_ID)}",
+        (reached, length),
+        (0.04, 0.96),
+        textcoords="axes fraction",
+        va="top",
+        arrowprops={"arrowstyle": "->", "color": GREY, "relpos": (1, 0.8), "shrinkB": 7},
+    )
+
+
+def _event(event: tuple[str, float, float], position: int) -> tuple[str, float, float]:
+    match event:
+        case (str(label), Real() as start, Real() as end) if math.isfinite(start) and start <= end < math.inf:
+            return label, float(start), float(end)
+    raise ValueError(
+        f"event {position} is {event!r}; expected (label, start in s, end in s), the end not before the start"
+    )
+
+
+def _time_axis(axes: Axes, total: float) -> None:
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * total or 1)  # room for the last label
+    axes.set_xlabel("time since start (s)")
+    axes.tick_params(axis="y", length=0)
+    _plain(axes)
+    axes.grid(visible=False, axis="y")
+
+
+def _column(header: str, cells: list[object]) -> list[str]:
+    texts = [header, *map(_text, cells)]
+    width = max(map(_width, texts))
+    numeric = bool(cells) and all(cell is None or _is_number(cell) for cell in cells)
+    pads = [" " * (width - _width(text)) for text in texts]
+    lines = [pad + text if numeric else text + pad for text, pad in zip(texts, pads, strict=True)]
+    return [lines[0], "-" * width, *lines[1:]]
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if _is_number(cell):
+        return f"{cell:,}" if isinstance(cell, Integral) else f"{cell:,.2f}"
+    return str(cell).replace("\n", "\\n")
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, Real) and not isinstance(cell, bool)
+
+
+def _width(text: str) -> int:
+    # A Chinese character takes two columns.
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _count(value: float) -> str:
+    if value >= 1e12:
+        return f"{value:.3g}"
+    return f"{value / 1e6:g} million" if value >= 1e6 else f"{value:,.0f}"
+
+
+def _size(size: float) -> str:
+    power = min(int(math.log2(size)) // 10, len(UNITS) - 1) if size >= 1 else 0
+    return f"{size / 1024**power:,.4g} {UNITS[power]}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds:.3f} s"

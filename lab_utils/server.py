@@ -1,0 +1,376 @@
+"""Start, watch and stop a tritonserver.
+
+``with start_server(["ensemble_append"]) as server:`` gives a running server and stops it at the end of the block. In a
+notebook, ``server = start_server(...)`` in one cell and ``server.stop()`` in the last one do the same.
+"""
+
+import contextlib
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from lab_utils import server_log
+from lab_utils.device import Device, first_device
+from lab_utils.launch import Launch, new_folder, reserved_ports, start_supervised
+from lab_utils.sources import Source, find_source
+
+MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
+START_SECONDS = 120.0
+POLL_SECONDS = 0.005
+PORT_TRIES = 5
+LOG_LINES = 12
+
+Report = Callable[[str], None]
+
+
+class ServerError(RuntimeError):
+    """A tritonserver did not do what it should; the message says what, why, and what to do next."""
+
+
+class ServerStartError(ServerError):
+    """A tritonserver did not become ready. `models` names the models that failed to load, if that was the reason."""
+
+    def __init__(self, message: str, models: Sequence[str] = ()):
+        super().__init__(message)
+        self.models = tuple(models)
+
+
+class ServerDiedError(ServerError):
+    """A tritonserver, or the process of one of its models, ended although nobody stopped it."""
+
+
+class _PortTakenError(Exception):
+    """Another process took a port between choosing it and listening on it."""
+
+
+class TritonServer:
+    """A running tritonserver; `start_server` makes one.
+
+    Attributes
+    ----------
+    grpc_url, http_url, metrics_url : str
+        HOST:PORT of the listeners. A server that was attached to has only the first.
+    source : Source
+        Where the server comes from.
+    attached : bool
+        True for a server that somebody else runs: it is never stopped from here.
+    """
+
+    def __init__(self, source: Source, repository: Path, models: Sequence[str], flags: Sequence[str], report: Report):
+        self.source, self.attached = source, source.kind == "attach"
+        self.grpc_url, self.http_url, self.metrics_url = source.grpc_url, "", ""
+        self._repository, self._models, self._flags, self._report = repository, tuple(models), tuple(flags), report
+        self._launch: Launch | None = None
+        self._supervisor: subprocess.Popen | None = None
+        self._stubs: dict[psutil.Process, str] = {}
+
+    def __enter__(self) -> "TritonServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "attached" if self.attached else "running" if self._supervisor else "stopped"
+        return f"<TritonServer {self.source.kind}, {state}>"
+
+    # --- start and stop -------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._report(f"starting tritonserver ({self.source.kind}) with {', '.join(self._models)}")
+        for _ in range(PORT_TRIES):
+            with contextlib.suppress(_PortTakenError), reserved_ports() as ports:
+                name = uuid.uuid4().hex[:12]
+                folder = new_folder(name)
+                self._launch = Launch(self.source, self._repository, self._models, name, ports, folder, self._flags)
+                self._launch_once()
+                return
+        raise ServerStartError(f"tritonserver found its ports taken {PORT_TRIES} times in a row; start it again")
+
+    def _launch_once(self) -> None:
+        began = time.monotonic()
+        self._supervisor = start_supervised(self._launch)
+        try:
+            self._wait_until_ready(began + START_SECONDS)
+        except BaseException:
+            self._end()
+            raise
+        ports = self._launch.ports
+        self.grpc_url, self.http_url, self.metrics_url = (
+            f"127.0.0.1:{port}" for port in (ports.grpc, ports.http, ports.metrics)
+        )
+        self._stubs = self._find_stubs()
+        self._report(f"ready after {time.monotonic() - began:.1f} s on {self.device}")
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        reported = 0
+        while not self._is_ready():
+            if self._supervisor.poll() is not None:
+                raise self._start_error(f"tritonserver ended with exit status {self._supervisor.returncode}")
+            if time.monotonic() > deadline:
+                raise self._start_error(f"tritonserver was not ready after {START_SECONDS:.0f} s")
+            loaded = server_log.loaded_models(self.log)
+            for model in loaded[reported:]:
+                self._report(f"  {model} loaded")
+            reported = len(loaded)
+            time.sleep(POLL_SECONDS)
+
+    def _is_ready(self) -> bool:
+        """Whether this very server, not another one on the same port, is ready, and all three listeners are."""
+        if "Started HTTPService" not in self.log:
+            return False
+        if _http_get(self._launch.ports.http, "/v2/health/ready") is None:
+            return False
+        if json.loads(_http_get(self._launch.ports.http, "/v2") or "{}").get("name") != self._launch.id:
+            raise _PortTakenError
+        if "failed to start Metrics service" in self.log:
+            raise _PortTakenError
+        return "Started Metrics Service" in self.log
+
+    def _start_error(self, what: str) -> Exception:
+        if server_log.port_taken(self.log):
+            return _PortTakenError()
+        failures = server_log.failures(self.log)
+        reasons = "\n".join(reason for reasons in failures.values() for reason in dict.fromkeys(reasons))
+        if failures:
+            what = f"{what}: {', '.join(failures)} failed to load"
+        lines = reasons or server_log.tail(self.log, LOG_LINES) or "(the log is empty)"
+        return ServerStartError(f"{what}. Its log says:\n{lines}\nThe whole log: {self._launch.log_path}", list(failures))
+
+    def stop(self) -> None:
+        """Stop the server and wait until its processes, ports and shared memory are gone.
+
+        Can be called more than once. A server that was attached to goes on running.
+        """
+        if self._supervisor is not None:
+            self._end()
+            shutil.rmtree(self._launch.folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        self._supervisor.stdin.close()
+        self._supervisor.wait()
+        self._supervisor, self._stubs = None, {}
+        self.grpc_url = self.http_url = self.metrics_url = ""
+
+    def restart(self) -> None:
+        """Stop the server and start it again with the same models: empty buffers, new processes, new ports."""
+        self._refuse_if_attached("restart it")
+        self.stop()
+        self._start()
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def load(self, model: str) -> None:
+        """Load a model of the repository; an ensemble brings its composing models along."""
+        self._model_control("load", model)
+
+    def unload(self, model: str) -> None:
+        """Unload a model; its processes end."""
+        self._model_control("unload", model)
+
+    def reload(self, model: str) -> None:
+        """Unload a model and load it again: its processes start anew, with empty buffers."""
+        self.unload(model)
+        self.load(model)
+
+    def _model_control(self, action: str, model: str) -> None:
+        try:
+            with self.client() as client:
+                getattr(client, f"{action}_model")(model)
+        except InferenceServerException as error:
+            raise ServerError(f"could not {action} model {model!r}: {error.message()}") from None
+        finally:
+            self._stubs = self._find_stubs()
+
+    # --- looking at it --------------------------------------------------------------------------------------------
+
+    def client(self) -> grpc.InferenceServerClient:
+        """A new gRPC client for this server; use it in a ``with`` block."""
+        if not self.grpc_url:
+            raise ServerError("this server is stopped; start one with start_server([...])")
+        return grpc.InferenceServerClient(self.grpc_url)
+
+    @property
+    def metadata(self) -> dict:
+        """Name, version and extensions, as the server tells them."""
+        with self.client() as client:
+            return client.get_server_metadata(as_json=True)
+
+    @property
+    def models(self) -> dict[str, list[int]]:
+        """The models that are ready, each with its ready versions."""
+        with self.client() as client:
+            index = client.get_model_repository_index(as_json=True).get("models", [])
+        ready: dict[str, list[int]] = {}
+        for model in index:
+            if model.get("state") == "READY":
+                ready.setdefault(model["name"], []).append(int(model["version"]))
+        return {name: sorted(ready[name]) for name in sorted(ready)}
+
+    @property
+    def device(self) -> Device:
+        """What the models of a local server run on."""
+        return first_device()
+
+    @property
+    def log(self) -> str:
+        """The whole log of a local server; empty for one that was attached to."""
+        return server_log.read(self._launch.log_path) if self._launch else ""
+
+    def logs(self, lines: int = LOG_LINES) -> str:
+        """The last lines of the log of a local server, without tables and remarks about a missing GPU."""
+        self._refuse_if_attached("read its log")
+        return server_log.tail(self.log, lines)
+
+    def check(self) -> None:
+        """Raise a `ServerDiedError` when the server or the process of one of its models is gone.
+
+        The server's own readiness is no help here: it stays "ready" after a model's process has died.
+        """
+        if self.attached:
+            self._check_attached()
+        elif self._supervisor is not None and self._supervisor.poll() is not None:
+            raise ServerDiedError(
+                f"tritonserver ended with exit status {self._supervisor.returncode}. The end of its log:\n"
+                f"{self.logs()}\nStart it again with server.restart()."
+            )
+        dead = [name for process, name in self._stubs.items() if not _is_alive(process)]
+        if dead:
+            raise ServerDiedError(
+                f"the Python process (stub) of {', '.join(dead)} ended, although the server still says it is ready. "
+                f"The end of its log:\n{self.logs()}\nStart the server again with server.restart()."
+            )
+
+    def _check_attached(self) -> None:
+        try:
+            with self.client() as client:
+                live = client.is_server_live(client_timeout=5.0)
+        except InferenceServerException as error:
+            raise ServerDiedError(f"the server at {self.grpc_url} does not answer: {error.message()}") from None
+        if not live:
+            raise ServerDiedError(f"the server at {self.grpc_url} says that it is not live")
+
+    def _refuse_if_attached(self, action: str) -> None:
+        if self.attached:
+            raise ServerError(f"the server at {self.grpc_url} is run by somebody else: the lab cannot {action}")
+
+    def _find_stubs(self) -> dict[psutil.Process, str]:
+        """The Python processes of the models, each with the model and version it serves."""
+        if self._supervisor is None:
+            return {}
+        children = psutil.Process(self._supervisor.pid).children(recursive=True)
+        return {child: name for child in children if (name := _stub_name(child))}
+
+
+def start_server(
+    models: Sequence[str],
+    *,
+    repository: str | Path = MODEL_REPOSITORY,
+    source: str | None = None,
+    flags: Sequence[str] = (),
+    report: Report | None = None,
+) -> TritonServer:
+    """Start a tritonserver with these models, and return it when it is ready.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Models to load; an ensemble brings its composing models along.
+    repository : path
+        The model repository.
+    source : str, optional
+        "attach", "native", "wheel" or "docker"; by default the first of the first three that is there.
+        See `lab_utils.sources`.
+    flags : sequence of str
+        More command line flags for tritonserver.
+    report : callable, optional
+        Called with a line of text for each step; in a notebook the default prints, elsewhere it is silent.
+
+    Returns
+    -------
+    TritonServer
+        Ready to be used. It ends with the ``with`` block, with `stop`, or with this process, however that ends.
+
+    Raises
+    ------
+    ServerStartError
+        The server did not become ready; the message names the model that failed and shows why.
+    lab_utils.sources.ServerNotFoundError
+        There is no server to start.
+    """
+    if isinstance(models, str):
+        models = [models]
+    repository = Path(repository).resolve()
+    server = TritonServer(find_source(source), repository, models, flags, report or _default_report())
+    if server.attached:
+        _load_missing(server, models)
+    else:
+        _check_models_exist(repository, models)
+        server._start()
+    return server
+
+
+def _load_missing(server: TritonServer, models: Sequence[str]) -> None:
+    server._check_attached()
+    for model in set(models) - set(server.models):
+        try:
+            server.load(model)
+        except ServerError as error:
+            raise ServerStartError(
+                f"the server at {server.grpc_url} does not serve {model!r}, and does not load it: {error}. "
+                "Give it the lab's model_repository and start it with --model-control-mode=explicit, or load it there.",
+                [model],
+            ) from None
+
+
+def _check_models_exist(repository: Path, models: Sequence[str]) -> None:
+    present = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+    missing = [model for model in models if model not in present]
+    if missing or not models:
+        wanted = f"no model named {', '.join(missing)}" if missing else "no model was asked for"
+        raise ServerStartError(f"{wanted}; {repository} has: {', '.join(present) or 'no models'}", missing)
+
+
+def _http_get(port: int, path: str) -> bytes | None:
+    """The body of a 200 answer on loopback, None for any other answer or none."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read() if answer.status == 200 else None
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _stub_name(process: psutil.Process) -> str:
+    """Model and version of a stub, from its command line `…stub …/MODEL/VERSION/model.py …`; empty for others."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        command = process.cmdline()
+        if len(command) > 1 and command[0].endswith("triton_python_backend_stub"):
+            path = Path(command[1])
+            return f"{path.parents[1].name} version {path.parent.name}"
+    return ""
+
+
+def _default_report() -> Report:
+    """Print in a notebook, where a learner waits; say nothing elsewhere."""
+    in_notebook = "ipykernel" in sys.modules
+    return (lambda line: print(line, flush=True)) if in_notebook else (lambda _: None)

@@ -1,0 +1,60 @@
+"""Read a tritonserver's log: which models loaded, which failed, and the lines that say why."""
+
+import re
+from pathlib import Path
+
+RECORD = re.compile(r'[IWEF]\d{4} [\d:.]+ \d+ [\w.]+:\d+\] "(.*)"', re.S)
+CAUSES = (
+    re.compile(r"failed to load '(?P<model>[^']+)' version \d+: .*", re.S),
+    re.compile(r"Poll failed for model directory '(?P<model>[^']+)': .*", re.S),
+    re.compile(r"failed to poll model '(?P<model>[^']+)'.*", re.S),
+)
+CREATING = re.compile(r"error: creating server: .*?load failed for model '(?P<model>[^']+)': .*")
+NO_GPU = re.compile(r"CudaDriverHelper|unable to create stream|initialize NVML|DCGM unable")
+
+
+def read(path: Path) -> str:
+    """The whole log; empty where there is none yet."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def loaded_models(text: str) -> list[str]:
+    """Models in the order they finished loading."""
+    return re.findall(r"successfully loaded '([^']+)'", text)
+
+
+def failures(text: str) -> dict[str, list[str]]:
+    """Why models failed to load: the messages for each model, roots rather than what follows from them."""
+    found: dict[str, list[str]] = {}
+    parse_error = ""
+    for line in text.splitlines():
+        if line.startswith("[libprotobuf ERROR"):
+            parse_error = "\n" + line.partition("] ")[2]
+        model, reason = _cause(line)
+        if model and not (found and CREATING.match(line)):
+            found.setdefault(model, []).append(reason + parse_error)
+            parse_error = ""
+    return found
+
+
+def _cause(line: str) -> tuple[str, str]:
+    record = RECORD.match(line)
+    message = record.group(1) if record else line
+    for pattern in CAUSES if record else (CREATING,):
+        if match := pattern.match(message):
+            return match["model"], message.replace("\\n", "\n").rstrip()
+    return "", ""
+
+
+def port_taken(text: str) -> bool:
+    """Whether a listener found its port taken."""
+    return "already in use" in text
+
+
+def tail(text: str, lines: int) -> str:
+    """The last lines that are neither tables nor remarks about a missing GPU."""
+    kept = [line for line in text.splitlines() if line and line[0] not in "+|" and not NO_GPU.search(line)]
+    return "\n".join(kept[-lines:])
