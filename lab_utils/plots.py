@@ -30,9 +30,9 @@ OKABE_ITO = {
     "yellow": "#F0E442",
     "black": "#000000",
 }
-"""Name to hex code. Series take the colours in this order; black is for predictions and text."""
+"""Name to hex code. Series take the first six in this order; black is for predictions and text."""
 
-MARKERS = "osD^vPX"
+MARKERS = "PvDs^o"  # wide shapes first: a later one on top of it leaves the corners in sight
 BYTES_PER_ID = 4
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB")
 GREY = "#666666"
@@ -71,7 +71,7 @@ def growth_figure(
     Parameters
     ----------
     measured : mapping of str to sequence of int
-        1 to 7 series: label, and the ids in the messages of iterations 1, 2, 3, …. A 0 has no place on the log2 axis
+        1 to 6 series: label, and the ids in the messages of iterations 1, 2, 3, …. A 0 has no place on the log2 axis
         and is left out there.
     predicted : Law, optional
         Law to draw beside the measurement.
@@ -93,8 +93,8 @@ def growth_figure(
     """
     series = _measured(measured)
     if predicted:
-        longest = max(len(one.lengths) for one in series)
-        series.append(_predicted(predicted, predict_to or max(longest, reached or 0), len(series)))
+        longest = _last(series)
+        series.append(_predicted(predicted, max(longest, reached or 0) if predict_to is None else predict_to))
     figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
     linear, log2 = figure.subplots(1, 2)
     _linear_axes(linear, series)
@@ -159,7 +159,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     ValueError
         If there are no headers, or a row is not as long as they are.
     """
-    headers, rows = list(headers), [list(row) for row in rows]
+    headers, rows = [str(header) for header in headers], [list(row) for row in rows]
     for position, row in enumerate(rows, 1):
         if len(row) != len(headers):
             raise ValueError(f"row {position} has {len(row)} values; expected one per header: {len(headers)}")
@@ -174,18 +174,19 @@ def _measured(measured: Mapping[str, Sequence[int]]) -> list[_Series]:
         raise ValueError(f"measured is not a mapping of 1 to {len(MARKERS)} series: label to lengths")
     count = len(measured)
     # Wide to narrow: a later series that lies on an earlier one leaves a rim of it in sight.
-    sizes, widths = np.linspace(4.5 + 2.2 * (count - 1), 4.5, count), np.linspace(1.5 + 1.5 * (count - 1), 1.5, count)
-    looks = zip(OKABE_ITO.values(), MARKERS, sizes, widths, strict=False)
+    sizes = np.linspace(min(4.5 + 2.8 * (count - 1), 13), 4.5, count)
+    widths = np.linspace(min(1.5 + 2 * (count - 1), 7.5), 1.5, count)
+    looks = zip(OKABE_ITO.values(), MARKERS[-count:], sizes, widths, strict=False)
     return [
         _Series(str(label), _lengths(lengths, label), {"color": color, "marker": marker, "ms": size, "lw": width})
         for (label, lengths), (color, marker, size, width) in zip(measured.items(), looks, strict=False)
     ]
 
 
-def _predicted(law: Law, last: int, count: int) -> _Series:
+def _predicted(law: Law, last: int) -> _Series:
     law.predict(last)  # refuses what is not an iteration
     lengths = _lengths((law.predict(n) for n in range(1, last + 1)), "predicted")
-    style = {"color": OKABE_ITO["black"], "marker": "o", "mfc": "none", "ms": 6 + 2.2 * count, "lw": 1.1, "ls": "--"}
+    style = {"color": OKABE_ITO["black"], "marker": "o", "mfc": "none", "ms": 8, "lw": 1.1, "ls": "--"}
     return _Series("predicted", lengths, style)
 
 
@@ -193,18 +194,28 @@ def _lengths(lengths: Iterable[int], label: str) -> list[float]:
     numbers = numbers_of(lengths, f"series {label!r}")
     if not numbers:
         raise ValueError(f"series {label!r} is empty; expected the ids in each message, first to last")
+    if any(number.denominator != 1 for number in numbers):
+        raise ValueError(f"series {label!r} holds a fraction; expected whole numbers of ids")
     return [float(number) for number in numbers]
 
 
 def _draw(axes: Axes, series: list[_Series], title: str) -> None:
+    last = _last(series)
+    # Markers that would run into each other are thinned out, counted back from the last iteration.
+    every = math.ceil(last * max(one.style["ms"] for one in series) / 280)
     for one in series:
-        axes.plot(range(1, len(one.lengths) + 1), one.lengths, label=one.label, **one.style)
-    last = max(len(one.lengths) for one in series)
+        n = range(1, len(one.lengths) + 1)
+        axes.plot(n, one.lengths, label=one.label, markevery=((last - 1) % every, every), **one.style)
     ticks = MaxNLocator(8, integer=True, steps=[1, 2, 4, 5, 10]).tick_values(1, last)
     axes.set_xticks([1, *(tick for tick in ticks if 1 < tick <= last)])
-    axes.set(xlim=(0.5, last + 0.5), xlabel="iteration n", ylabel="ids in one message")
+    margin = max(0.5, 0.02 * last)
+    axes.set(xlim=(1 - margin, last + margin), xlabel="iteration n", ylabel="ids in one message")
     axes.set_title(title, loc="left")
     _plain(axes)
+
+
+def _last(series: list[_Series]) -> int:
+    return max(len(one.lengths) for one in series)
 
 
 def _plain(axes: Axes) -> None:
@@ -216,8 +227,14 @@ def _plain(axes: Axes) -> None:
 def _linear_axes(axes: Axes, series: list[_Series]) -> None:
     _draw(axes, series, "linear axis")
     top = max(2.0, *(max(one.lengths) for one in series))
-    axes.set_yticks([tick for tick in MaxNLocator(5, integer=True).tick_values(0, top) if 0 <= tick <= 1.08 * top])
-    axes.set_ylim(-0.04 * top, 1.08 * top)
+    axes.set_yticks(
+        [
+            tick
+            for tick in MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top)
+            if 0 <= tick <= 1.08 * top
+        ]
+    )
+    axes.set_ylim(-0.05 * top, 1.08 * top)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
 
 
@@ -225,11 +242,12 @@ def _log2_axes(axes: Axes, series: list[_Series]) -> None:
     _draw(axes, series, "log2 axis")
     shown = [length for one in series for length in one.lengths if length] or [1.0]
     low, high = math.floor(math.log2(min(shown))), max(2, math.ceil(math.log2(max(shown))))
-    exponents = range(low, high + 1, math.ceil((high - low) / 8))
+    exponents = range(low, high + 1, math.ceil((high - low) / 10))
     ticks = [2.0**exponent for exponent in exponents]
+    margin = 0.06 * (high - low)
+    axes.set_ylim(2 ** (low - margin), 2 ** (high + margin))  # before the scale, which warns when all lengths are 0
     axes.set_yscale("log", base=2)
     axes.set_yticks(ticks, [f"$2^{{{exponent}}}$" for exponent in exponents])
-    axes.set_ylim(2 ** (low - 0.4), 2 ** (high + 0.8))
     size = axes.secondary_yaxis("right", functions=(lambda ids: ids * BYTES_PER_ID, lambda size: size / BYTES_PER_ID))
     size.set_yticks([tick * BYTES_PER_ID for tick in ticks], [_size(tick * BYTES_PER_ID) for tick in ticks])
     size.set_ylabel(f"size ({BYTES_PER_ID} bytes an id)")
@@ -238,44 +256,48 @@ def _log2_axes(axes: Axes, series: list[_Series]) -> None:
 
 
 def _label_ends(axes: Axes, series: list[_Series]) -> None:
-    """Write each label in the right margin, at the height of its last value."""
+    """Write each label with its marker in the right margin, at the height of its last value."""
     bottom, top = axes.get_ylim()
-    ends = sorted(series, key=lambda one: one.lengths[-1])
+    ends = sorted(series, key=lambda one: one.lengths[-1], reverse=True)
     heights = _spread([(one.lengths[-1] - bottom) / (top - bottom) for one in ends])
     for one, height in zip(ends, heights, strict=True):
-        axes.annotate(
-            one.label,
-            (len(one.lengths), one.lengths[-1]),
-            (1.06, height),
-            textcoords="axes fraction",
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "relpos": (0, 0.5)},
-        )
         style = one.style | {"ls": "none", "ms": min(one.style["ms"], 8)}
-        axes.plot(1.035, height, transform=axes.transAxes, clip_on=False, **style)
+        axes.plot(1.06, height, transform=axes.transAxes, clip_on=False, **style)
+        axes.text(1.085, height, one.label, transform=axes.transAxes, va="center")
+        if len(one.lengths) == _last(series):  # the line to a series that ended earlier would cross the others
+            _lead(axes, one, height)
+
+
+def _lead(axes: Axes, one: _Series, height: float) -> None:
+    """Draw a thin line from the end of a series to its label."""
+    style = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 6}
+    end = (len(one.lengths), one.lengths[-1])
+    axes.annotate("", end, (1.04, height), textcoords="axes fraction", annotation_clip=False, arrowprops=style)
 
 
 def _spread(heights: list[float]) -> list[float]:
-    """Push rising heights apart, so that no two labels touch, and keep them at or below 1."""
+    """Push falling heights apart, so that no two labels touch, and keep them at or below 1."""
     placed: list[float] = []
-    for height in heights:
+    for height in reversed(heights):
         placed.append(max(height, placed[-1] + LABEL_GAP) if placed else height)
-    return [min(height, 1 - LABEL_GAP * above) for above, height in enumerate(placed[::-1])][::-1]
+    return [min(height, 1 - LABEL_GAP * above) for above, height in enumerate(reversed(placed))]
 
 
 def _point_out(axes: Axes, series: list[_Series], reached: int) -> None:
-    lengths = next((one.lengths for one in series if 1 <= reached <= len(one.lengths)), None)
+    lengths = next((one.lengths for one in series if reached in range(1, len(one.lengths) + 1)), None)
     if lengths is None:
         raise ValueError(f"reached is {reached!r}; expected an iteration that is measured or predicted")
     length = lengths[reached - 1]
+    # The space to the left of a high point and above a low one is free of curves.
+    high = length > 0.6 * axes.get_ylim()[1]
     axes.annotate(
-        f"n = {reached}\n{length:,.0f} ids\n{_size(length * BYTES_PER_ID)}",
+        f"n = {reached}\n{length:,.0f} {'id' if length == 1 else 'ids'}\n{_size(length * BYTES_PER_ID)}",
         (reached, length),
-        (0.04, 0.96),
-        textcoords="axes fraction",
-        va="top",
-        arrowprops={"arrowstyle": "->", "color": GREY, "relpos": (1, 0.8), "shrinkB": 7},
+        (-48, 10) if high else (-24, 24),
+        textcoords="offset points",
+        ha="right",
+        va="top" if high else "bottom",
+        arrowprops={"arrowstyle": "->", "color": GREY, "relpos": (1, 0.8) if high else (1, 0.2), "shrinkB": 7},
     )
 
 
@@ -293,8 +315,7 @@ def _time_axis(axes: Axes, total: float) -> None:
     axes.set_xlim(0, 1.12 * total or 1)  # room for the last label
     axes.set_xlabel("time since start (s)")
     axes.tick_params(axis="y", length=0)
-    _plain(axes)
-    axes.grid(visible=False, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _column(header: str, cells: list[object]) -> list[str]:

@@ -55,20 +55,24 @@ class StreamingModel:
         raise NotImplementedError
 
     def execute(self, requests):
-        """Serve the requests one after the other; responses leave through each request's response sender."""
+        """Serve the requests one after the other; responses leave through each request's response sender.
+
+        A failure travels in-band, as the last message of its stream: an error response from a decoupled step would end
+        the client's whole stream, overtake messages already sent, and leave the ensemble's request in flight for good.
+        """
         for request in requests:
             sender = request.get_response_sender()
+            stream_id = secrets.randbits(63)  # client request ids may be empty or repeated, so the node mints its own
             try:
-                self.stream(request, sender)
-            except ValueError as error:
-                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))))
+                self.stream(request, sender, stream_id)
+            except Exception as error:
+                sender.send(response(NO_IDS, 0, stream_id, end=True, error=explain(error)))
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def stream(self, request, sender):
+    def stream(self, request, sender, stream_id):
         """Send the messages of one request, until its tokens end or its client cancels."""
         limit = self.message_limit(request)
         tokens = TokenStream(self.tokens(request))
-        stream_id = secrets.randbits(63)  # client request ids may be empty or repeated, so the node mints its own
         for index, message in enumerate(self.messages(tokens), start=1):
             if sender.is_cancelled():
                 return
@@ -76,7 +80,7 @@ class StreamingModel:
                 raise ValueError(
                     f"message {index} would hold {len(message):,} ids; at most {limit:,} are allowed in one message. "
                     'Ask for fewer tokens, or raise the request parameter "max_message_ids" '
-                    f"(up to {self.hard_message_ids:,}). Version 1 keeps its buffer: reload the model to empty it."
+                    f"(up to {self.hard_message_ids:,}). Version 1 keeps its buffer: reload the model to empty it"
                 )
             sender.send(response(message, index, stream_id, tokens.last))
 
@@ -88,6 +92,8 @@ class StreamingModel:
         forced = input_values(request, "FORCED_IDS")
         if forced is None:
             return self.transformer.generate(input_values(request, "PROMPT_IDS"), max_tokens)
+        if not len(forced):
+            raise ValueError("FORCED_IDS is empty; send at least one id, or leave the input out")
         self.token_bytes.check(forced)
         return forced[:max_tokens]
 
@@ -118,13 +124,19 @@ def input_values(request, name):
     return None if tensor is None else tensor.as_numpy()
 
 
-def response(message, index, stream_id, end):
-    """One response: the ids, and what identifies them."""
+def explain(error):
+    """What a client is told: bad input in its own words, anything else with the kind of error in front."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def response(message, index, stream_id, end, error=""):
+    """One response: the ids, what identifies them, and an error if the stream failed."""
     return pb_utils.InferenceResponse(
         [
             pb_utils.Tensor("TOKEN_IDS", message),
             pb_utils.Tensor("INDEX", np.array([index], dtype=np.int32)),
             pb_utils.Tensor("STREAM_ID", np.array([stream_id], dtype=np.int64)),
             pb_utils.Tensor("END", np.array([end])),
+            pb_utils.Tensor("ERROR", np.array([error.encode("utf-8")], dtype=np.object_)),
         ]
     )

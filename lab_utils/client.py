@@ -1,0 +1,244 @@
+"""Stream one prompt through an ensemble, and observe every response: dims, bytes, arrival time, ids, text."""
+
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from lab_utils.server import ServerDiedError, TritonServer
+
+DEADLINE_SECONDS = 60.0
+CHECK_SECONDS = 0.5  # how often a silent server is looked at
+ITEM_SIZE = 4  # bytes of an INT32 id
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One response, as post-processing received the message and as it arrived here.
+
+    Attributes
+    ----------
+    iteration : int
+        1 for the first response of the stream.
+    dims : tuple of int
+        Shape of the id tensor that post-processing received.
+    nbytes : int
+        Bytes of that tensor.
+    seconds : float
+        Arrival, counted from the moment the request was sent.
+    ids : numpy.ndarray
+        INT32, the ids of the message; empty when only dims were asked for.
+    text : str
+        The text post-processing made of the message; empty when only dims were asked for.
+    index : int
+        Number that the inference node gave the message.
+    end : bool
+        Whether the inference node marked the message as its last.
+    """
+
+    iteration: int
+    dims: tuple[int, ...]
+    nbytes: int
+    seconds: float
+    ids: np.ndarray
+    text: str
+    index: int
+    end: bool
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """All observations of one stream, in the order of arrival."""
+
+    observations: tuple[Observation, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of ids in each message: the first dimension that post-processing received."""
+        return [observation.dims[0] for observation in self.observations]
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The ids of each message."""
+        return [observation.ids.tolist() for observation in self.observations]
+
+    @property
+    def text(self) -> str:
+        """The texts of all messages, joined."""
+        return "".join(observation.text for observation in self.observations)
+
+
+class StreamError(RuntimeError):
+    """A stream ended with an error or passed its deadline; `result` keeps what had arrived before."""
+
+    def __init__(self, message: str, observations: Sequence[Observation] = ()):
+        super().__init__(message)
+        self.result = StreamResult(tuple(observations))
+
+
+def stream(server: TritonServer, model: str, prompt: str, max_tokens: int = 8, **options) -> StreamResult:
+    """Stream one prompt and return when the stream has ended.
+
+    Parameters
+    ----------
+    server : TritonServer
+        From `lab_utils.server.start_server`.
+    model : str
+        A decoupled ensemble with this lab's tensors, such as "ensemble_append".
+    prompt : str
+        The text to continue.
+    max_tokens : int
+        Most tokens to generate.
+    **options
+        As for `iter_stream`.
+
+    Raises
+    ------
+    StreamError
+        The server answered with an error, or the deadline passed. Its `result` keeps what had arrived before.
+    lab_utils.server.ServerDiedError
+        The server, or the process of one of its models, ended meanwhile.
+    """
+    observations: list[Observation] = []
+    try:
+        for observation in iter_stream(server, model, prompt, max_tokens, **options):
+            observations.append(observation)
+    except StreamError as error:
+        raise StreamError(str(error), observations) from None
+    return StreamResult(tuple(observations))
+
+
+def stream_many(
+    server: TritonServer, model: str, prompts: Sequence[str], max_tokens: int = 8, **options
+) -> list[StreamResult | StreamError | ServerDiedError]:
+    """Stream several prompts at the same time, each over a connection of its own; an outcome for each, in order."""
+
+    def outcome(prompt: str) -> StreamResult | StreamError | ServerDiedError:
+        try:
+            return stream(server, model, prompt, max_tokens, **options)
+        except (StreamError, ServerDiedError) as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, len(prompts))) as pool:
+        return list(pool.map(outcome, prompts))
+
+
+def iter_stream(
+    server: TritonServer,
+    model: str,
+    prompt: str,
+    max_tokens: int = 8,
+    *,
+    forced_ids: Sequence[int] | None = None,
+    dims_only: bool = False,
+    max_message_ids: int | None = None,
+    request_id: str = "",
+    deadline: float = DEADLINE_SECONDS,
+) -> Iterator[Observation]:
+    """Stream one prompt and yield each response as it arrives. Closing the generator cancels the request.
+
+    Parameters
+    ----------
+    server, model, prompt, max_tokens
+        As for `stream`.
+    forced_ids : sequence of int, optional
+        Ids for the inference node to stream in place of its own; the prompt is then not continued.
+    dims_only : bool
+        Have post-processing report dims alone, so that no ids or text travel to the client.
+    max_message_ids : int, optional
+        Most ids in one message, if other than the model's default.
+    request_id : str
+        The id that the server's log and trace show.
+    deadline : float
+        Seconds for the whole stream.
+
+    Raises
+    ------
+    StreamError, lab_utils.server.ServerDiedError
+        As for `stream`.
+    """
+    parameters = {"dims_only": dims_only}
+    if max_message_ids is not None:
+        parameters["max_message_ids"] = max_message_ids
+    inputs = _inputs(prompt, max_tokens, forced_ids)
+    responses: queue.SimpleQueue = queue.SimpleQueue()
+    with server.client() as client:
+        client.start_stream(lambda result, error: responses.put((result, error, time.perf_counter())))
+        began, finished = time.perf_counter(), False
+        client.async_stream_infer(
+            model, inputs, request_id=request_id, parameters=parameters, enable_empty_final_response=True
+        )
+        try:
+            yield from _observations(server, responses, began, deadline)
+            finished = True
+        finally:
+            # Cancelling after the final response made some servers fail to stop cleanly.
+            client.stop_stream(cancel_requests=not finished)
+
+
+def _observations(
+    server: TritonServer, responses: queue.SimpleQueue, began: float, deadline: float
+) -> Iterator[Observation]:
+    iteration, failure = 0, ""
+    while True:
+        result, error, arrived = _next_response(server, responses, began, deadline)
+        if error is not None:
+            server.check()
+            raise StreamError(f"the server ended the stream after {iteration} responses: {error.message()}")
+        response = result.get_response()
+        if response.outputs:
+            failure = failure or result.as_numpy("ERROR")[0].decode("utf-8")
+        if response.outputs and not failure:
+            iteration += 1
+            yield _observation(result, iteration, arrived - began)
+        if response.parameters["triton_final_response"].bool_param:
+            break
+    if failure:
+        raise StreamError(f"the inference node ended the stream after {iteration} responses: {failure}")
+
+
+def _next_response(server: TritonServer, responses: queue.SimpleQueue, began: float, deadline: float) -> tuple:
+    """The next response. While none comes, the server is looked at: a dead one never answers."""
+    while (remaining := began + deadline - time.perf_counter()) > 0:
+        try:
+            return responses.get(timeout=min(remaining, CHECK_SECONDS))
+        except queue.Empty:
+            server.check()
+    raise StreamError(f"no end of the stream within its deadline of {deadline:g} s; the request was cancelled")
+
+
+def _inputs(prompt: str, max_tokens: int, forced_ids: Sequence[int] | None) -> list[grpc.InferInput]:
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt is {type(prompt).__name__}; expected str")
+    tensors: Mapping[str, tuple[np.ndarray, str]] = {
+        "PROMPT": (np.array([prompt.encode("utf-8")], dtype=np.object_), "BYTES"),
+        "MAX_TOKENS": (np.array([max_tokens], dtype=np.int32), "INT32"),
+    }
+    if forced_ids is not None:
+        tensors["FORCED_IDS"] = np.asarray(forced_ids, dtype=np.int32), "INT32"
+    return [_input(name, values, dtype) for name, (values, dtype) in tensors.items()]
+
+
+def _input(name: str, values: np.ndarray, dtype: str) -> grpc.InferInput:
+    tensor = grpc.InferInput(name, values.shape, dtype)
+    tensor.set_data_from_numpy(values)
+    return tensor
+
+
+def _observation(result: grpc.InferResult, iteration: int, seconds: float) -> Observation:
+    dims = tuple(result.as_numpy("RECEIVED_DIMS").tolist())
+    return Observation(
+        iteration=iteration,
+        dims=dims,
+        nbytes=int(np.prod(dims)) * ITEM_SIZE,
+        seconds=seconds,
+        ids=result.as_numpy("RECEIVED_IDS"),
+        text=result.as_numpy("TEXT")[0].decode("utf-8"),
+        index=int(result.as_numpy("INDEX")[0]),
+        end=bool(result.as_numpy("END")[0]),
+    )
