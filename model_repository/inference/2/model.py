@@ -7,7 +7,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))  # what all versions share lies in the model's folder
 
-from streaming import NO_IDS, StreamingModel  # noqa: E402
+from streaming import NO_IDS, StreamingModel
 
 
 class TritonPythonModel(StreamingModel):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # what all versions share lies in the model's folder
 
-from streaming import StreamingModel  # noqa: E402
+from streaming import StreamingModel
 
 
 class TritonPythonModel(StreamingModel):

@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).parents[1]))  # token_bytes lies in the model's folder
 
-from token_bytes import TokenBytes  # noqa: E402
+from token_bytes import TokenBytes
 
 MAX_STREAMS = 1_024
 IDLE_SECONDS = 60.0  # no call arrives here after a cancellation: a decoder that is idle this long is dropped

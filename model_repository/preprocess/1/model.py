@@ -16,7 +16,7 @@ def decode_prompt(value: bytes) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"PROMPT is not UTF-8 (byte {error.start}: {error.reason}); encode the text as UTF-8") from None
+        raise ValueError(f"PROMPT is not UTF-8 (byte {error.start}: {error.reason}); encode it as UTF-8") from None
 
 
 class TritonPythonModel:
