@@ -4,7 +4,7 @@ import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tritonclient import grpc
@@ -45,8 +45,8 @@ class Observation:
     dims: tuple[int, ...]
     nbytes: int
     seconds: float
-    ids: np.ndarray
-    text: str
+    ids: np.ndarray = field(repr=False)  # can be megabytes: never in a cell's output by accident
+    text: str = field(repr=False)
     index: int
     end: bool
 

@@ -138,9 +138,7 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
     """
     cleanup = [launch.source.binary, "rm", "--force", launch.id] if launch.source.kind == "docker" else []
     job = {"command": server_command(launch), "shm_prefix": launch.shm_prefix, "cleanup": cleanup}
-    # Nothing is written into the model repository, and what a model prints reaches the log at once.
-    quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    environment = {**os.environ, **launch.source.environment, **quiet}
+    environment = {**os.environ, **launch.source.environment}
     environment.setdefault("OMP_NUM_THREADS", "1")  # the tiny model's matrices are too small for more
     with launch.log_path.open("wb") as log:
         return subprocess.Popen(

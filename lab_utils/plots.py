@@ -93,7 +93,7 @@ def growth_figure(
         or if `reached` is neither measured nor predicted.
     """
     series = _measured(measured)
-    if predicted:
+    if predicted is not None:
         longest = _last(series)
         series.append(_predicted(predicted, max(longest, reached or 0) if predict_to is None else predict_to))
     figure = NotebookFigure(figsize=(11, 4.2), layout="constrained")
@@ -298,6 +298,7 @@ def _point_out(axes: Axes, series: list[_Series], reached: int) -> None:
         textcoords="offset points",
         ha="right",
         va="top" if high else "bottom",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         arrowprops={"arrowstyle": "->", "color": GREY, "relpos": (1, 0.8) if high else (1, 0.2), "shrinkB": 7},
     )
 

@@ -6,8 +6,6 @@ The implementation is LlamaForCausalLM of the transformers package, on torch. It
 no KV cache here: every token is computed from the whole text before it. MODEL_CARD.md says how to set up both packages.
 """
 
-# ruff: noqa: RUF001 (Chinese punctuation is meant)
-
 import hashlib
 import json
 from pathlib import Path

@@ -88,7 +88,7 @@ def child_environment() -> dict[str, str]:
     """Return the environment for child programs: the user's, less what would bend pip, uv or Python."""
     bent = {"VIRTUAL_ENV", "UV_SYSTEM_PYTHON", "UV_PYTHON", "PIP_TARGET", "PIP_PREFIX"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k not in bent}
-    return {**kept, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return {**kept, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_ROOT_USER_ACTION": "ignore"}
 
 
 def run(arguments: list[str], root: Path) -> None:
@@ -181,7 +181,7 @@ def pyenv_pythons(version: str) -> list[str]:
     """Return pyenv's interpreters of a version, newest patch release first."""
     root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
     found = glob.glob(os.path.join(glob.escape(root), "versions", f"{version}.*", "bin", "python3"))
-    return sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.split("versions")[-1])], reverse=True)
+    return sorted(found, key=lambda path: list(map(int, re.findall(r"\d+", path))), reverse=True)
 
 
 def candidates(version: str, uv: str) -> list[str]:
@@ -352,7 +352,8 @@ def build(root: Path) -> None:
     uv = find_uv(root) or install_uv(root)
     python = get_interpreter(uv, root)
     update = can_be_updated(root, python)
-    (root / ".venv" / STAMP).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        (root / ".venv" / STAMP).unlink()
     if not update:
         make_venv(uv, python, root)
     install(uv, root)

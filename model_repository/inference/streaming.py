@@ -112,10 +112,13 @@ def choose_device(args):
     """The device for the forward pass: "cuda:N" on a GPU instance where torch is installed, "cpu" otherwise."""
     if args["model_instance_kind"] != "GPU":
         return "cpu"
-    if importlib.util.find_spec("torch") is None:
-        pb_utils.Logger.log_warn("inference: a GPU, but no torch in this Python environment: running on the CPU")
-        return "cpu"
-    return f"cuda:{args['model_instance_device_id']}"
+    if importlib.util.find_spec("torch") is not None:
+        import torch  # only on a GPU: it is slow to import
+
+        if torch.cuda.is_available():
+            return f"cuda:{args['model_instance_device_id']}"
+    pb_utils.Logger.log_warn("inference: a GPU, but no torch with CUDA in this Python environment: using the CPU")
+    return "cpu"
 
 
 def input_values(request, name):

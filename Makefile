@@ -1,0 +1,62 @@
+# GNU make. `make help` lists the targets; every target that needs the environment sets it up first.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab reset stop doctor test lint format notebooks lock clean
+.NOTPARALLEL:
+
+SYSTEM_PYTHON ?= python3
+PY := .venv/bin/python
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+# What a user's shell sets must not change an outcome: Python's and pytest's own switches, a plotting backend that
+# would replace the notebooks' one, the width of a terminal, and the language of messages.
+unexport $(filter PYTHON%,$(.VARIABLES)) MPLBACKEND PYTEST_ADDOPTS PYTEST_PLUGINS FORCE_COLOR COLUMNS LINES
+unexport LANG LANGUAGE
+export LC_ALL := C.UTF-8
+# The environment's own kernel, not one of the same name in the user's home.
+export JUPYTER_PREFER_ENV_PATH := 1
+# Nor do a user's IPython start-up files and matplotlibrc, where outputs are made or compared.
+test notebooks: export IPYTHONDIR := $(CURDIR)/.venv/ipython
+test notebooks: export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## make or repair the environment in .venv (quick when nothing changed)
+	@$(SYSTEM_PYTHON) tools/setup_env.py
+
+lab: setup ## open JupyterLab on your copy of the lessons (LAB_ARGS=--no-browser and other Jupyter options)
+	@$(PY) -m lab_utils.workspace lab $(LAB_ARGS)
+
+reset: setup ## bring one lesson back, keep yours in workspace/.backup (LESSON=02)
+	@$(PY) -m lab_utils.workspace reset "$(LESSON)"
+
+stop: setup ## end stale servers of this lab and remove their shared memory
+	@$(PY) -m lab_utils stop
+
+doctor: setup ## say what this machine has and lacks
+	@$(PY) -m lab_utils doctor
+
+test: lint ## everything: lint, unit and server tests, all notebooks re-run and compared
+	$(PY) -m pytest tests
+	$(PY) -m pytest $(NBVAL) -p no:cacheprovider notebooks
+
+lint: setup ## check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup ## mend style and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+notebooks: setup ## run all notebooks in place and store their outputs (NOTEBOOKS=notebooks/02_x.ipynb: only these)
+	$(PY) tools/run_notebooks.py $(NOTEBOOKS)
+
+lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade takes newer versions)
+	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --group test --output-file requirements.lock pyproject.toml \
+		--custom-compile-command "make lock" $(LOCK_ARGS)
+
+clean: ## remove the environment and all caches; your lessons in workspace/ stay
+	rm -rf .venv .tools artifacts *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +

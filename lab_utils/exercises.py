@@ -1,0 +1,244 @@
+"""Check the answers to the lessons' exercises: say what is wrong with a wrong one, and why a right one is right."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab_utils.field_report import REPORTED_IDS
+
+NOT_ANSWERED = "not answered yet: put your answer in place of ... and run the cell again"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """`problem` gives what is wrong with an answer, or an empty text; `why` says why the right answer is right."""
+
+    problem: Callable[[object], str]
+    why: str
+
+
+def check(name: str, answer: object) -> None:
+    """Print the verdict on an answer; never raises because of what the answer is.
+
+    Raises
+    ------
+    KeyError
+        There is no exercise of this name: a mistake in the notebook, not in the answer.
+    """
+    print(verdict(name, answer))
+
+
+def verdict(name: str, answer: object) -> str:
+    """One of "not answered yet…", "not yet: …" with what is wrong, or "right. …" with the reason."""
+    exercise = EXERCISES[name]
+    if _unanswered(answer):
+        return NOT_ANSWERED
+    try:
+        problem = exercise.problem(_plain(answer))
+    except Exception as error:  # whatever a learner wrote must not end in a traceback
+        problem = f"your answer could not be used: {type(error).__name__}: {error}"
+    if problem == NOT_ANSWERED:
+        return problem
+    return f"not yet: {problem}" if problem else f"right. {exercise.why}"
+
+
+def _unanswered(answer: object) -> bool:
+    if isinstance(answer, Mapping):
+        return any(_unanswered(part) for part in answer.values())
+    return answer is ... or (isinstance(answer, list | tuple | set) and any(part is ... for part in answer))
+
+
+def _plain(answer: object) -> object:
+    """Arrays and tuples become lists, NumPy numbers become Python's: how an answer is written does not matter."""
+    if isinstance(answer, np.ndarray | np.generic):
+        return answer.tolist()
+    if isinstance(answer, tuple | list):
+        return [_plain(part) for part in answer]
+    return answer
+
+
+def equals(expected: object, otherwise: str, mistakes: Iterable[tuple[object, str]] = ()) -> Callable[[object], str]:
+    """An exercise with one right answer; known wrong answers get words of their own."""
+
+    def problem(answer: object) -> str:
+        if type(answer) is type(expected) and answer == expected:
+            return ""
+        for wrong, words in mistakes:
+            if type(answer) is type(wrong) and answer == wrong:
+                return words
+        return otherwise
+
+    return problem
+
+
+def function(cases: Sequence[tuple[tuple, object]], otherwise: str) -> Callable[[object], str]:
+    """An exercise whose answer is a function: it is called with each case's arguments and must return its value."""
+
+    def problem(answer: object) -> str:
+        if not callable(answer):
+            return f"expected a function, got {type(answer).__name__}"
+        for arguments, expected in cases:
+            got = _plain(answer(*arguments))
+            if got is ...:
+                return NOT_ANSWERED
+            if got is None:
+                return "your function returns nothing yet: it needs a return"
+            if got != expected:
+                return otherwise.format(arguments=", ".join(map(str, arguments)), got=got)
+        return ""
+
+    return problem
+
+
+def quiz(right: str, words: Sequence[str]) -> Callable[[object], str]:
+    """Several questions with a letter each; says which are wrong, and what to think of."""
+
+    def problem(answers: object) -> str:
+        if not isinstance(answers, list) or len(answers) != len(right):
+            return f'expected {len(right)} letters in a list, such as ["a", "b", "c"]'
+        wrong = [i for i, (given, letter) in enumerate(zip(answers, right, strict=True)) if str(given).lower() != letter]
+        return "; ".join(f"question {i + 1}: {words[i]}" for i in wrong)
+
+    return problem
+
+
+EXERCISES: dict[str, Exercise] = {
+    "00-messages": Exercise(
+        equals(
+            5,
+            "count one message for each token that you ask for",
+            [
+                (1, "a plain model answers once; a decoupled model answers once for each token"),
+                (6, "the end of the stream is a flag on a message, it is not one more message with text"),
+            ],
+        ),
+        "A decoupled model sends one response for each token it generates.",
+    ),
+    "00-text": Exercise(
+        function(
+            [((["1", " cup", " flour"],), "1 cup flour"), (([],), ""), (([" 茶", "匙"],), " 茶匙")],
+            "for the pieces {arguments} your function gives {got!r}; join them with nothing in between",
+        ),
+        "The pieces carry their own spaces, so they are joined with nothing in between.",
+    ),
+    "00-quiz": Exercise(
+        quiz(
+            "bac",
+            [
+                "who holds the model's memory, the notebook or another process?",
+                "think of how often the server answered one request above",
+                "the server belongs to the kernel that started it",
+            ],
+        ),
+        "The server is a process of its own, it answers once for each token, and it ends with its kernel.",
+    ),
+    "01-open": Exercise(
+        equals(
+            {"PROMPT_IDS", "TOKEN_IDS"},
+            "look for -1 in the dims of edges between two models, leaving the client's edges out",
+            [
+                ({"PROMPT_IDS"}, "there is one more, after the decoupled step"),
+                ({"TOKEN_IDS"}, "there is one more, before the decoupled step"),
+                (
+                    {"PROMPT_IDS", "TOKEN_IDS", "FORCED_IDS"},
+                    "FORCED_IDS is open, but it comes from the client, not from a model",
+                ),
+            ],
+        ),
+        "A prompt may have any number of ids, so PROMPT_IDS has to be open. TOKEN_IDS should carry one id a message: "
+        "it is open although it need not be.",
+    ),
+    "01-lengths": Exercise(
+        equals(
+            [1, 1, 1, 1, 1, 1],
+            "one number for each of the six messages: how many ids does a message carry?",
+            [
+                (6, "that is the number of messages; write down how many ids each of them carries, as a list"),
+                ([1, 2, 3, 4, 5, 6], "that would be the whole text so far in every message; here a message is the newest"),
+            ],
+        ),
+        "Each message carries the newest id, and nothing else. For this prompt.",
+    ),
+    "01-decoupled": Exercise(
+        equals(
+            "inference",
+            "find the one model whose config has model_transaction_policy",
+            [
+                ("postprocess", "postprocess answers once for each call; it is called once for each message"),
+                ("preprocess", "preprocess answers once: one list of ids for one text"),
+                ("ensemble_append", "the ensemble streams because one of its steps does; which one?"),
+            ],
+        ),
+        "Only inference may answer a request more than once. Everything after it runs once for each answer.",
+    ),
+    "01-quiz": Exercise(
+        quiz(
+            "cab",
+            [
+                "what does -1 in dims promise?",
+                "count the calls of the node after the decoupled step",
+                "a contract that allows everything refuses nothing",
+            ],
+        ),
+        "-1 allows any size, the node after a decoupled step runs once a message, and an open edge hides a fault.",
+    ),
+    "02-lengths": Exercise(
+        equals(
+            [1, 2, 4, 8, 16, 32, 64, 128],
+            "start with 1 and double, eight numbers in all",
+            [
+                ([1, 1, 1, 1, 1, 1, 1, 1], "that is what the contract says, not what the reporter saw"),
+                ([1, 2, 3, 4, 5, 6, 7, 8], "that is growth by one; the last message of the report has 128 ids"),
+                ([2, 4, 8, 16, 32, 64, 128, 256], "the last message has 128 ids, so the first has 1"),
+            ],
+        ),
+        "128 is 2 to the power of 7: seven doublings, starting with one id.",
+    ),
+    "02-formula": Exercise(
+        function(
+            [((1,), 1), ((2,), 2), ((8,), len(REPORTED_IDS)), ((20,), 524_288), ((28,), 134_217_728)],
+            "for n = {arguments} your function gives {got}; the first message (n = 1) has one id, and each next one twice "
+            "as many",
+        ),
+        "n - 1 doublings lead to message n.",
+    ),
+    "02-gib": Exercise(
+        equals(
+            29,
+            "2 to the power of 30 bytes are 1 GiB, and an id has 4 bytes: how many ids, and in which message?",
+            [
+                (28, "message 28 has 2^27 ids of 4 bytes: half a GiB"),
+                (30, "message 30 has 2^29 ids of 4 bytes: 2 GiB"),
+                (31, "that counts one byte for an id; an INT32 has four"),
+            ],
+        ),
+        "1 GiB is 2^30 bytes, which are 2^28 ids, and message n has 2^(n-1) ids.",
+    ),
+    "02-next": Exercise(
+        equals(
+            256,
+            "add up the eight messages so far, and add the one new id",
+            [
+                (1, "that would be right if every request began with nothing kept; so far nothing has thrown ids away"),
+                (129, "not only the last message comes back, but all eight of them"),
+                (128, "not only the last message comes back, but all eight of them"),
+                (255, "1 + 2 + 4 + ... + 128 = 255, and the new id comes on top"),
+            ],
+        ),
+        "1 + 2 + 4 + ... + 128 = 255 ids are kept somewhere. The next message is these 255 and the new one, although it "
+        "belongs to somebody else's request.",
+    ),
+    "02-quiz": Exercise(
+        quiz(
+            "bca",
+            [
+                "compare the English prompt with the Chinese one",
+                "look at the slope of the line on the log2 axis",
+                "what did the second user's first message begin with?",
+            ],
+        ),
+        "Only some texts trigger it; a straight line on a log2 axis means a constant factor; and what is kept outlives "
+        "its request.",
+    ),
+}

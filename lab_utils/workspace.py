@@ -1,0 +1,286 @@
+"""The learner's own copy of the lessons: ``python -m lab_utils.workspace {lab,reset}``.
+
+The tracked lessons in ``notebooks/`` never change by being used. Learners work on copies in ``workspace/``, which git
+ignores. A copy whose cells were not edited follows the tracked lesson; one that was edited is never overwritten.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+START = "00_start_here.ipynb"
+STATE = ".lessons.json"
+BACKUP = ".backup"
+NEWS = "@jupyterlab/apputils-extension:notification"
+USAGE = "usage: python -m lab_utils.workspace lab [JUPYTER OPTIONS] | reset LESSON"
+
+
+class LessonError(Exception):
+    """A lesson cannot be copied or brought back; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where the lessons are.
+
+    Attributes
+    ----------
+    tracked : pathlib.Path
+        The project's lessons; only read.
+    own : pathlib.Path
+        The learner's copies.
+    """
+
+    tracked: Path
+    own: Path
+
+    def lessons(self) -> list[str]:
+        """Return the file names of the tracked lessons, in order.
+
+        Raises
+        ------
+        LessonError
+            When there are none.
+        """
+        names = sorted(path.name for path in self.tracked.glob("*.ipynb"))
+        if not names:
+            raise LessonError(f"no lessons in {self.tracked}; expected *.ipynb files: is this a whole checkout?")
+        return names
+
+
+ROOM = Room(ROOT / "notebooks", ROOT / "workspace")
+
+
+# Notebooks -------------------------------------------------------------------------------------------------------
+
+
+def cells_hash(text: str) -> str | None:
+    """Return the hash of what a learner edits: kind, source and attachments of each cell.
+
+    Outputs, counts and metadata change by running alone and are left out, and so are empty cells: JupyterLab adds
+    one after the last cell. None when the text is no notebook.
+    """
+    try:
+        cells = nbformat.reads(text, as_version=4).cells
+    except Exception:  # nbformat raises half a dozen unrelated types on a broken file
+        return None
+    edited = [[cell.cell_type, cell.source, cell.get("attachments")] for cell in cells if cell.source.strip()]
+    return _hash(json.dumps(edited, sort_keys=True))
+
+
+def stripped(text: str) -> str:
+    """Return a notebook's text without outputs, execution counts and widget state."""
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(notebook) + "\n"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Files -----------------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: whoever reads it meanwhile sees the old or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_state(room: Room) -> dict[str, dict[str, str]]:
+    """Return for each copied lesson the hashes `lesson` and `cells` at the time of the copy."""
+    try:
+        state = json.loads((room.own / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def back_up(room: Room, name: str) -> Path:
+    """Copy the learner's version of a lesson into the backup folder and return the copy's path."""
+    stem, now = Path(name).stem, datetime.now()
+    backup = room.own / BACKUP / f"{stem}.{now:%Y%m%d-%H%M%S-%f}.ipynb"
+    backup.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(room.own / name, backup)
+    return backup
+
+
+# Copying ---------------------------------------------------------------------------------------------------------
+
+
+def read_lesson(room: Room, name: str) -> str:
+    """Return the text of a tracked lesson, stripped.
+
+    Raises
+    ------
+    LessonError
+        When the file is no notebook.
+    """
+    text = (room.tracked / name).read_text(encoding="utf-8")
+    if cells_hash(text) is None:
+        raise LessonError(f"{room.tracked / name} is no notebook; expected JSON of nbformat 4. See `git status`")
+    return stripped(text)
+
+
+def copy_lesson(room: Room, name: str) -> dict[str, str]:
+    """Write a tracked lesson, stripped, into the workspace and return its entry for the state."""
+    text = read_lesson(room, name)
+    write_text(room.own / name, text)
+    return {"lesson": _hash(text), "cells": cells_hash(text)}
+
+
+def update(room: Room) -> list[str]:
+    """Bring the workspace up to date without touching a lesson that the learner edited.
+
+    Returns
+    -------
+    list of str
+        One line for each lesson that was copied or refreshed, or has a newer version that was not taken.
+    """
+    state, lines = read_state(room), []
+    for name in room.lessons():
+        line = _update_lesson(room, name, state)
+        lines += [line] if line else []
+    write_text(room.own / STATE, json.dumps(state, indent=1) + "\n")
+    return lines
+
+
+def _update_lesson(room: Room, name: str, state: dict[str, dict[str, str]]) -> str:
+    own, known = room.own / name, state.get(name, {})
+    if not own.exists():
+        state[name] = copy_lesson(room, name)
+        return f"{name}: copied"
+    lesson = read_lesson(room, name)
+    if _hash(lesson) == known.get("lesson"):
+        return ""
+    if cells_hash(own.read_text(encoding="utf-8", errors="replace")) in (known.get("cells"), cells_hash(lesson)):
+        state[name] = copy_lesson(room, name)
+        return f"{name}: refreshed, the lesson is newer"
+    return f"{name}: yours is kept. A newer lesson exists; `make reset LESSON={_number(name)}` takes it"
+
+
+def _number(name: str) -> str:
+    head = name.partition("_")[0]
+    return head if head.isdigit() else Path(name).stem
+
+
+def find_lesson(lessons: Iterable[str], wanted: str) -> str:
+    """Return the file name of a lesson.
+
+    Parameters
+    ----------
+    lessons : iterable of str
+        The file names to choose from.
+    wanted : str
+        A number such as "02" or "2", or a file name with or without ".ipynb".
+
+    Raises
+    ------
+    LessonError
+        When no lesson or more than one fits; the text lists the lessons.
+    """
+    names = list(lessons)
+    number = wanted.zfill(2) if wanted.isdigit() else None
+    found = [name for name in names if number == _number(name) or wanted in (name, Path(name).stem)]
+    if len(found) != 1:
+        listed = "\n".join(f"  {_number(name)}  {name}" for name in names)
+        raise LessonError(f"lesson {wanted!r} names {len(found)} lessons, expected one of:\n{listed}")
+    return found[0]
+
+
+def reset(room: Room, wanted: str) -> list[str]:
+    """Bring a lesson back to the tracked one; the learner's version goes into the backup folder.
+
+    Returns
+    -------
+    list of str
+        What was done, in lines.
+
+    Raises
+    ------
+    LessonError
+        When there is no such lesson.
+    """
+    name = find_lesson(room.lessons(), wanted)
+    lines = []
+    if (room.own / name).exists():
+        lines.append(f"{name}: yours is kept as {back_up(room, name).relative_to(room.own.parent)}")
+    state = read_state(room)
+    state[name] = copy_lesson(room, name)
+    write_text(room.own / STATE, json.dumps(state, indent=1) + "\n")
+    return [*lines, f"{name}: reset. If it is open in JupyterLab: File > Reload Notebook from Disk"]
+
+
+# JupyterLab ------------------------------------------------------------------------------------------------------
+
+
+def lab_arguments(room: Room, extra: list[str]) -> list[str]:
+    """Return the command line that opens JupyterLab on the workspace.
+
+    Loopback only; the token stays as Jupyter makes it. The user's options come last, so that they win.
+    """
+    arguments = [
+        *[sys.executable, "-m", "jupyterlab"],
+        f"--ServerApp.root_dir={room.own}",
+        f"--LabApp.default_url=/lab/tree/{START}",
+        "--ServerApp.ip=127.0.0.1",
+    ]
+    return [*arguments, *(["--allow-root"] if os.geteuid() == 0 else []), *extra]
+
+
+def lab_environment(room: Room, environment: dict[str, str]) -> dict[str, str]:
+    """Return the environment for JupyterLab: its own kernel and tools first, no question about news.
+
+    The question is turned off by an additional folder on Jupyter's config path; the user's settings stay as they are
+    and win. MPLBACKEND would keep figures out of the notebooks.
+    """
+    config = room.own / ".jupyter"
+    overrides = {NEWS: {"fetchNews": "false", "checkForUpdates": False}}
+    write_text(config / "labconfig/default_setting_overrides.json", json.dumps(overrides, indent=1) + "\n")
+    paths = {"JUPYTER_CONFIG_PATH": str(config), "PATH": str(Path(sys.executable).parent)}
+    joined = {name: os.pathsep.join(filter(None, [path, environment.get(name)])) for name, path in paths.items()}
+    kept = {name: value for name, value in environment.items() if name != "MPLBACKEND"}
+    return {**kept, **joined, "JUPYTER_PREFER_ENV_PATH": "1"}
+
+
+def open_lab(room: Room, extra: list[str]) -> None:
+    """Bring the workspace up to date and turn this process into JupyterLab, so that signals go straight to it."""
+    print("\n".join(update(room)) or "workspace: up to date", flush=True)
+    os.execve(sys.executable, lab_arguments(room, extra), lab_environment(room, dict(os.environ)))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return the exit status."""
+    command, rest = (arguments or [""])[0], arguments[1:]
+    try:
+        if command == "lab":
+            open_lab(ROOM, rest)
+        elif command == "reset" and len(rest) == 1:
+            print("\n".join(reset(ROOM, rest[0])))
+        else:
+            print(USAGE, file=sys.stderr)
+            return 2
+    except LessonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
