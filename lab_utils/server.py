@@ -28,6 +28,7 @@ MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.005
 PORT_TRIES = 5
+UNLOAD_SECONDS = 15.0
 LOG_LINES = 12
 
 Report = Callable[[str], None]
@@ -174,10 +175,16 @@ class TritonServer:
     def load(self, model: str) -> None:
         """Load a model of the repository; an ensemble brings its composing models along."""
         self._model_control("load", model)
+        self._stubs = self._find_stubs()
 
     def unload(self, model: str) -> None:
-        """Unload a model; its processes end."""
+        """Unload a model, and wait until its processes have ended: the server itself answers before that."""
         self._model_control("unload", model)
+        ending = [process for process, name in self._stubs.items() if name.startswith(f"{model} version ")]
+        _, left = psutil.wait_procs(ending, timeout=UNLOAD_SECONDS)
+        if left:
+            raise ServerError(f"model {model!r} was not unloaded within {UNLOAD_SECONDS:.0f} s: is a stream open?")
+        self._stubs = self._find_stubs()
 
     def reload(self, model: str) -> None:
         """Unload a model and load it again: its processes start anew, with empty buffers."""
@@ -190,8 +197,6 @@ class TritonServer:
                 getattr(client, f"{action}_model")(model)
         except InferenceServerException as error:
             raise ServerError(f"could not {action} model {model!r}: {error.message()}") from None
-        finally:
-            self._stubs = self._find_stubs()
 
     # --- looking at it --------------------------------------------------------------------------------------------
 

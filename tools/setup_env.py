@@ -106,7 +106,7 @@ def run(arguments: list[str], root: Path) -> None:
         raise SetupError(f"cannot run {arguments[0]}: {error.strerror}") from error
     if status != 0:
         command = " ".join(map(str, arguments[:4]))
-        raise SetupError(f"'{command} ...' failed with status {status}; its message is above. Then run it again.")
+        raise SetupError(f"'{command} ...' failed with status {status}; its message is above")
 
 
 def ask(arguments: list[str]) -> str | None:
@@ -334,15 +334,22 @@ def make_venv(uv: str, python: Interpreter, root: Path) -> None:
     run([uv, "venv", "--quiet", "--no-project", "--python", python.path, str(venv)], root)
 
 
-def install(uv: str, root: Path) -> None:
+def install(uv: str, root: Path, over: bool) -> None:
     """Install the lock, every file checked against its hash, then the project itself, editable.
 
-    What a user added to the environment stays. `--reinstall` because uv trusts a package's metadata: a package whose
-    files were deleted counts as installed.
+    Parameters
+    ----------
+    uv : str
+        The uv executable.
+    root : pathlib.Path
+        The checkout.
+    over : bool
+        Lay all packages anew over those that are there; what a user added stays. uv would trust the metadata: a
+        package whose files were deleted counts as installed.
     """
     say("installing requirements.lock")
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    command = [uv, "pip", "install", *quiet, "--python", str(root / ".venv/bin/python"), "--reinstall"]
+    options = ([] if sys.stdout.isatty() else ["--quiet"]) + (["--reinstall"] if over else [])
+    command = [uv, "pip", "install", *options, "--python", str(root / ".venv/bin/python")]
     run([*command, "--require-hashes", "-r", "requirements.lock"], root)
     run([*command, "--no-deps", "-e", "."], root)
 
@@ -356,7 +363,7 @@ def build(root: Path) -> None:
         (root / ".venv" / STAMP).unlink()
     if not update:
         make_venv(uv, python, root)
-    install(uv, root)
+    install(uv, root, over=update)
     write_stamp(root, root / ".venv")
 
 

@@ -73,6 +73,7 @@ class StreamingModel:
         """Send the messages of one request, until its tokens end or its client cancels."""
         limit = self.message_limit(request)
         tokens = TokenStream(self.tokens(request))
+        index = 0
         for index, message in enumerate(self.messages(tokens), start=1):
             if sender.is_cancelled():
                 return
@@ -83,6 +84,8 @@ class StreamingModel:
                     f"(up to {self.hard_message_ids:,}). Version 1 keeps its buffer: reload the model to empty it"
                 )
             sender.send(response(message, index, stream_id, tokens.last))
+        if index == 0:  # a decoupled step that answers nothing leaves the ensemble's request in flight for good
+            sender.send(response(NO_IDS, index, stream_id, end=True))
 
     def tokens(self, request):
         """The ids to send, one after the other: the forced ones if there are any, otherwise the model's own."""

@@ -151,6 +151,7 @@ def test_a_law_below_zero_is_refused():
         ([1, 3, 5], "linear: dims(n) = 1 + 2 * (n-1), exact for all 3 points"),
         ([9, 7, 5], "linear: dims(n) = 9 - 2 * (n-1), exact for all 3 points"),
         ([101, 203, 398, 811, 1630], "exponential: dims(n) = 100.7 * 2.003^(n-1), within 1.6% of all 5 points"),
+        ([0.1, 0.2, 0.1 + 0.2], "linear: dims(n) = 0.1 + 0.1 * (n-1), within 0.001% of all 3 points"),
         (
             [1, 4, 9, 16],
             "none: no constant, linear or exponential law fits these 4 points; the nearest, linear, is off by 22%",

@@ -144,6 +144,7 @@ def test_labels_stand_in_the_order_of_the_ends():
     linear = growth_figure(LADDER).axes[0]
     heights = {text.get_text(): text.get_position()[1] for text in linear.texts if text.get_text()}
     assert sorted(heights, key=heights.get, reverse=True) == list(LADDER)
+    assert max(heights.values()) <= 1
 
 
 @pytest.mark.parametrize("n", [20, 28, 95])
@@ -192,6 +193,7 @@ def test_zeros_and_single_messages_are_drawn_without_a_warning(dims):
         figure = growth_figure({"measured": dims})
         figure.draw_without_rendering()
     assert lines(figure.axes[0])["measured"].get_ydata().tolist() == dims
+    assert not np.isfinite(figure.axes[1].transData.transform((1, 0))[1])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_no_label_of_the_timeline_is_clipped():
     figure = timeline_figure([("a step with quite a long name", 0, 2), *STEPS])
     (axes,) = figure.axes
     for place in boxes(figure, [*axes.texts, *axes.get_yticklabels()]):
-        assert figure.bbox.x0 <= place.x0 <= place.x1 <= figure.bbox.x1
+        assert figure.bbox.x0 <= place.x0 <= place.x1 <= axes.bbox.x1
 
 
 @pytest.mark.parametrize(
