@@ -1,8 +1,8 @@
 """Draw an ensemble as a graph of contracts: its steps, and every tensor that travels between them.
 
-Each node has a row and a column of its own, so the nodes go down a staircase from left to right. That leaves two free
-corners: an arrow to the next node turns the corner above the stairs, one that skips nodes runs below them. Labels stand
-beside their arrows there, at full size however many nodes there are. All lengths are inches.
+Every node has a row and a column of its own, so the nodes go down a staircase from left to right. That leaves two free
+corners: an arrow to the next node turns above the stairs, one that skips nodes runs below them, and every label stands
+beside its arrow, at full size however many nodes there are. Lengths are inches, y counts downwards.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import accumulate
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from lab_utils.contract import CLIENT, Edge
@@ -24,26 +23,29 @@ from lab_utils.plots import OKABE_ITO, NotebookFigure
 
 SENDER, RECEIVER = f"{CLIENT} sends", f"{CLIENT} receives"
 STYLES = {
-    False: {"color": OKABE_ITO["black"], "linestyle": "-", "linewidth": 1.4},
+    False: {"color": OKABE_ITO["black"], "linestyle": "-", "linewidth": 1.3},
     True: {"color": OKABE_ITO["blue"], "linestyle": (0, (4, 2)), "linewidth": 1.8},
 }
 KEY = {False: "once per request", True: "once per response"}
+OPEN = re.compile(r"(?<=[\[ ])-1(?=[,\]])")
 
 WIDTH = 11.0  # of a notebook's output
 MARGIN = 0.2
 FONT = {"family": "DejaVu Sans Mono", "fontsize": 9.5}
-CHARACTER = 0.602 * FONT["fontsize"] / 72  # every character of a monospaced font is as wide as any other
+CHARACTER = 0.602 * FONT["fontsize"] / 72  # in a monospaced font all are equally wide
 LINE = 0.185
-PAD = 0.1  # between a label and what stands next to it
-PORT = 0.14  # between two arrows on one side of a box
-CORNER = 0.2  # from the end of a box to its first arrow
-MIDDLE = 0.18  # from the top of a box to its first arrow, and to the middle of one line
-LONGEST_STEP = 2.2
+PAD = 0.1  # between a label and what stands beside it
+GAP = 0.06  # between a label and what is above or below it
+PORT = 0.14  # between two arrows at one side of a box
+CORNER = 0.2  # from the corner of a box to its first arrow below or above
+MIDDLE = 0.18  # from the top of a box to its first arrow left or right; half the height of most boxes
+DROP = 0.26  # from a box to the next, at least
+STRETCH = 1.8  # of a step to the right, at most
 
 
 @dataclass(frozen=True)
 class _Arrow:
-    """The tensors of one label: from row to row, above the stairs or below them."""
+    """The tensors of one label, from a row to a later row."""
 
     source: int
     target: int
@@ -64,17 +66,51 @@ class _Arrow:
         return first.source < second.source < first.target < second.target
 
 
-@dataclass
-class _Layout:
-    """Where everything is: boxes by row, y counted downwards from the top."""
+@dataclass(frozen=True)
+class _Box:
+    """One node."""
 
-    nodes: list[str]
-    arrows: list[_Arrow]
+    left: float
     top: float
-    lefts: list[float] = field(default_factory=list)
-    tops: list[float] = field(default_factory=list)
+    width: float
+    height: float
 
     @property
-    def box(self) -> float:
-        """Width of every box."""
-        return max(len(_name(node)) for node in self.nodes) * CHARACTER + 0.4
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+
+def graph_figure(edges: Sequence[Edge], title: str = "") -> Figure:
+    """Draw the edges of an ensemble: one box a step, one arrow for the tensors that go from one step to another.
+
+    The client is drawn twice: first as the sender of the inputs, last as the receiver of the outputs. Each tensor is
+    labelled with name, dtype and dims, such as ``TOKEN_IDS INT32 [-1]``, or ``[-1] -> [1]`` where producer and
+    consumer declare different dims. Every -1 is marked. Dashed arrows carry their tensors once per response.
+
+    Parameters
+    ----------
+    edges : sequence of Edge
+        As `lab_utils.contract.read_edges` returns them.
+    title : str, optional
+        Text above the figure; long ones are wrapped.
+
+    Returns
+    -------
+    Figure
+        One axes in inches, y downwards; 11 inches wide, less for a few nodes.
+
+    Raises
+    ------
+    ValueError
+        If there is no edge, or the edges form a cycle.
+    """
+    edges = list(dict.fromkeys(edges))
+    nodes = _ordered(edges)
+    arrows = _routed(_grouped(edges, nodes))
+    header = textwrap.wrap(title, 70)
+    boxes = _boxes(nodes, arrows, MARGIN + 0.3 * len(header) + 0.4)
+    ...

@@ -117,9 +117,32 @@ def docker_command(launch: Launch) -> list[str]:
     gpus = ["--gpus", "all"] if has_gpu() else []
     return [
         *(launch.source.binary, "run", "--rm", "--name", launch.id, "--network", "host", "--shm-size", "6g", *gpus),
-        *("--volume", f"{launch.repository}:/models:ro", launch.source.place, "tritonserver"),
+        *("--volume", f"{launch.repository}:/models:ro", docker_image(launch), "tritonserver"),
         *server_flags(launch, "/models", "/opt/tritonserver/backends"),
     ]
+
+
+def docker_image(launch: Launch) -> str:
+    """The stock image with the models' Python packages added, built where it is not there yet.
+
+    Raises
+    ------
+    RuntimeError
+        The image could not be built; the message holds the end of Docker's output.
+    """
+    docker, tag = launch.source.binary, f"triton-ensemble-lab:{launch.source.place.rpartition(':')[2]}"
+    if subprocess.run([docker, "image", "inspect", tag], capture_output=True, check=False).returncode == 0:
+        return tag
+    requirements = (launch.repository / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line for line in requirements if line and not line.startswith("#")]
+    install = json.dumps(["python3", "-m", "pip", "install", "--no-cache-dir", *packages])
+    recipe = f"FROM {launch.source.place}\nRUN {install}\n"
+    built = subprocess.run(
+        [docker, "build", "--tag", tag, "-"], input=recipe, capture_output=True, text=True, check=False
+    )
+    if built.returncode != 0:
+        raise RuntimeError(f"docker build of {tag} failed:\n{built.stderr[-2000:]}")
+    return tag
 
 
 def _linked_backends(launch: Launch) -> Path:
