@@ -97,8 +97,8 @@ def quiz(right: str, words: Sequence[str]) -> Callable[[object], str]:
     def problem(answers: object) -> str:
         if not isinstance(answers, list) or len(answers) != len(right):
             return f'expected {len(right)} letters in a list, such as ["a", "b", "c"]'
-        wrong = [i for i, (given, letter) in enumerate(zip(answers, right, strict=True)) if str(given).lower() != letter]
-        return "; ".join(f"question {i + 1}: {words[i]}" for i in wrong)
+        given = [str(answer).strip().lower() for answer in answers]
+        return "; ".join(f"question {i}: {words[i - 1]}" for i, letter in enumerate(right, 1) if given[i - 1] != letter)
 
     return problem
 
@@ -155,7 +155,7 @@ EXERCISES: dict[str, Exercise] = {
             "one number for each of the six messages: how many ids does a message carry?",
             [
                 (6, "that is the number of messages; write down how many ids each of them carries, as a list"),
-                ([1, 2, 3, 4, 5, 6], "that would be the whole text so far in every message; here a message is the newest"),
+                ([1, 2, 3, 4, 5, 6], "that would be all ids so far in every message; here it is the newest one"),
             ],
         ),
         "Each message carries the newest id, and nothing else. For this prompt.",
@@ -198,8 +198,7 @@ EXERCISES: dict[str, Exercise] = {
     "02-formula": Exercise(
         function(
             [((1,), 1), ((2,), 2), ((8,), len(REPORTED_IDS)), ((20,), 524_288), ((28,), 134_217_728)],
-            "for n = {arguments} your function gives {got}; the first message (n = 1) has one id, and each next one twice "
-            "as many",
+            "for n = {arguments} your function gives {got}; the first message (n = 1) has one id, each next one twice as many",
         ),
         "n - 1 doublings lead to message n.",
     ),
@@ -226,8 +225,8 @@ EXERCISES: dict[str, Exercise] = {
                 (255, "1 + 2 + 4 + ... + 128 = 255, and the new id comes on top"),
             ],
         ),
-        "1 + 2 + 4 + ... + 128 = 255 ids are kept somewhere. The next message is these 255 and the new one, although it "
-        "belongs to somebody else's request.",
+        "1 + 2 + 4 + ... + 128 = 255 ids are kept somewhere. The next message is these 255 and the new one, although "
+        "it belongs to somebody else's request.",
     ),
     "02-quiz": Exercise(
         quiz(

@@ -26,7 +26,7 @@ def measure() -> list[tuple[str, float, float]]:
 
 
 def main() -> None:
-    """Stream one token; print the moments after the imports, when the server was ready, and when the token was there."""
+    """Stream one token; print the moments when the imports were done, the server ready, and the token there."""
     from lab_utils.client import iter_stream
     from lab_utils.server import start_server
 
