@@ -12,10 +12,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from lab_utils.contract import CLIENT, Edge
 from lab_utils.plots import OKABE_ITO, NotebookFigure
@@ -28,20 +29,21 @@ STYLES = {
 KEY = {False: "once per request", True: "once per response"}
 OPEN = re.compile(r"(?<=[\[ ])-1(?=[,\]])")
 
-WIDTH = 11.0  # of a notebook's output
+WIDTH, NARROWEST = 11.0, 5.2  # a notebook's output; what the key needs
 MARGIN = 0.2
-FONT = {"family": "DejaVu Sans Mono", "fontsize": 9.5}
+FONT = {"family": "DejaVu Sans Mono", "fontsize": 9.5, "parse_math": False}
 CHARACTER = 0.602 * FONT["fontsize"] / 72  # in a monospaced font all are equally wide
 LINE = 0.185
-HEADING = 0.26  # one line of the title
+TITLE_CHARACTER, HEADING = 0.12, 0.26  # width and height of a character in the title, generously
 SAMPLE = 0.45  # a line in the key
 PAD = 0.1  # between a label and what stands beside it
 GAP = 0.06  # between a label and what is above or below it
+HEAD = 0.11  # of an arrow
 PORT = 0.14  # between two arrows at one side of a box
 CORNER = 0.2  # from the corner of a box to its first arrow above or below
 MIDDLE = 0.18  # from the top of a box to its first arrow left or right; half the height of most boxes
 DROP = 0.28  # from a box to the next one down, at least
-STRETCH = 1.8  # added to a step to the right, at most
+STEPS = [step / 20 for step in range(8, 45)]  # from the left end of a box to that of the next
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,24 @@ def graph_figure(edges: Sequence[Edge], title: str = "") -> Figure:
     """
     rows = _rows(edges)
     arrows = _routed(_arrows(edges, rows))
-    heading = textwrap.wrap(title, 60)
-    boxes = _boxes(rows, arrows, 2 * MARGIN + LINE + HEADING * len(heading))
-    corners = {arrow: _corner(arrow, arrows, boxes) for arrow in arrows}
-    ends = [x + PAD + arrow.width for arrow, (x, _) in corners.items() if arrow.above]
-    axes = _axes(max(6.0, boxes[-1].right, *ends) + MARGIN, boxes[-1].bottom + MARGIN)
+    box = 2 * CORNER + max(
+        [len(_name(node)) * CHARACTER for node in rows] + [PORT * _rank(one, arrows) for one in arrows]
+    )
+    lefts = _lefts(len(rows), arrows, box)
+    width = max(_end(lefts, arrows, box) + MARGIN, NARROWEST)
+    heading = textwrap.wrap(title, int(width / TITLE_CHARACTER))
+    boxes = _boxes(lefts, box, arrows, 2 * MARGIN + LINE + HEADING * len(heading))
+    axes = _axes(width, boxes[-1].bottom + MARGIN)
     _draw_heading(axes, heading, sorted({arrow.per_response for arrow in arrows}))
     for node, box in zip(rows, boxes, strict=True):
         _draw_box(axes, box, node)
-    for arrow, corner in corners.items():
-        _draw_arrow(axes, arrow, corner, boxes)
-        _draw_label(axes, arrow, corner, boxes)
+    for arrow in arrows:
+        x, y = _corner(arrow, arrows, boxes)
+        _draw_arrow(axes, arrow, x, y, boxes)
+        if arrow.above:
+            _draw_label(axes, arrow, x + PAD, y - LINE / 2)
+        else:
+            _draw_label(axes, arrow, _spot(arrow, arrows, lefts), y - GAP - arrow.height)
     return axes.figure
 
 
@@ -144,7 +153,7 @@ def _rows(edges: Sequence[Edge]) -> dict[str, int]:
 
 
 def _producers(edges: Sequence[Edge]) -> dict[str, list[str]]:
-    """Return the nodes that must stand left of each node: its producers, and the client left and right of all models."""
+    """Return the nodes that must stand left of each node: its producers; the client also stands at both ends."""
     ends = [_ends(edge) for edge in edges]
     if not ends:
         raise ValueError("edges is empty; expected the edges of an ensemble, such as read_edges returns")
@@ -195,12 +204,149 @@ def _routed(arrows: list[_Arrow]) -> list[_Arrow]:
     return routed
 
 
-def _boxes(rows: dict[str, int], arrows: list[_Arrow], top: float) -> list[_Box]:
-    width = max(len(_name(node)) for node in rows) * CHARACTER + 2 * CORNER
-    lefts = _stretched(_lefts(len(rows), arrows), arrows, width)
+def _boxes(lefts: list[float], width: float, arrows: list[_Arrow], top: float) -> list[_Box]:
     boxes: list[_Box] = []
     for row, left in enumerate(lefts):
-        lanes, leaving = _lanes(arrows, row), [arrow for arrow in arrows if arrow.above and arrow.source == row]
-        extra = max(sum(lane.height + PAD for lane in lanes[1:]), PORT * (len(leaving) - 1), 0)
-        boxes.append(_Box(left, top + max([0, *(lane.height + GAP  for lane in lanes[:1])]), width, 2 * MIDDLE + extra))
+        top = _top(boxes[-1], row, arrows) if boxes else top
+        leaving = sum(arrow.above and arrow.source == row for arrow in arrows)
+        entering = sum(lane.height + PAD for lane in _lanes(row, arrows)[1:])
+        boxes.append(_Box(left, top, width, 2 * MIDDLE + max(entering, PORT * (leaving - 1), 0)))
     return boxes
+
+
+def _name(node: str) -> str:
+    return CLIENT if node in (SENDER, RECEIVER) else node
+
+
+def _lefts(count: int, arrows: list[_Arrow], width: float) -> list[float]:
+    """Return the left end of each box, with the widest even steps that fit a page."""
+    tries = [_packed(count, arrows, step) for step in STEPS]
+    fitting = [lefts for lefts in tries if _end(lefts, arrows, width) + MARGIN <= WIDTH]
+    return fitting[-1] if fitting else tries[0]
+
+
+def _end(lefts: list[float], arrows: list[_Arrow], width: float) -> float:
+    """Return where the last box or label ends."""
+    labels = [lefts[arrow.target] - CORNER + PAD + arrow.width for arrow in arrows if arrow.above]
+    return width + max([lefts[-1], *labels])
+
+
+def _packed(count: int, arrows: list[_Arrow], step: float) -> list[float]:
+    lefts = [MARGIN]
+    for row in range(1, count):
+        ports = [_port(arrow, arrows, lefts) for arrow in arrows if arrow.source == row - 1 and not arrow.above]
+        lefts.append(max([lefts[-1] + step, *(port + CORNER for port in ports), *_label_ends(row, arrows, lefts)]))
+    return lefts
+
+
+def _label_ends(row: int, arrows: list[_Arrow], lefts: list[float]) -> list[float]:
+    """Return where the labels end that a box must leave room for at its left."""
+    entering = [arrow for arrow in arrows if arrow.target == row]
+    ends = [_spot(arrow, arrows, lefts) + arrow.width + PAD for arrow in entering if not arrow.above]
+    for arrow in entering:
+        if arrow.above:  # it comes down right of the labels that it spans
+            spanned = [one for one in arrows if one.above and one.source >= arrow.source and one.target < row]
+            ends += [lefts[one.target] + one.width + 2 * PAD for one in spanned]
+    return ends
+
+
+def _spot(arrow: _Arrow, arrows: list[_Arrow], lefts: list[float]) -> float:
+    """Return where the label of an arrow below the stairs starts: between others that cross it, or right of them."""
+    crossing = [one for one in arrows if not one.above and arrow.source < one.source < arrow.target < one.target]
+    ports = sorted(_port(one, arrows, lefts) for one in [arrow, *crossing])
+    for left, right in pairwise(ports):
+        if right - left >= arrow.width + 2 * PAD:
+            return left + PAD
+    return ports[-1] + PAD
+
+
+def _port(arrow: _Arrow, arrows: list[_Arrow], lefts: list[float]) -> float:
+    return lefts[arrow.source] + CORNER + PORT * _rank(arrow, arrows)
+
+
+def _rank(arrow: _Arrow, arrows: list[_Arrow]) -> int:
+    """Return how many arrows go further, from the same side of the same box: they are the outer ones."""
+    siblings = [one for one in arrows if (one.source, one.above) == (arrow.source, arrow.above)]
+    return sum((one.target, one.per_response) > (arrow.target, arrow.per_response) for one in siblings)
+
+
+def _lanes(row: int, arrows: list[_Arrow]) -> list[_Arrow]:
+    """Return the arrows that reach a box from the left, the topmost first: those from near by are the inner ones."""
+    entering = [arrow for arrow in arrows if arrow.target == row and not arrow.above]
+    return sorted(entering, key=lambda arrow: (-arrow.source, arrow.per_response))
+
+
+def _top(previous: _Box, row: int, arrows: list[_Arrow]) -> float:
+    needs = [previous.bottom + DROP]
+    needs += [previous.bottom + lane.height + 2 * GAP - MIDDLE for lane in _lanes(row, arrows)[:1]]
+    for arrow in arrows:
+        if arrow.above and arrow.source == row - 1:
+            label = previous.top + MIDDLE + PORT * _rank(arrow, arrows) - LINE / 2
+            needs.append(label + arrow.height + GAP)
+    return max(needs)
+
+
+def _corner(arrow: _Arrow, arrows: list[_Arrow], boxes: list[_Box]) -> tuple[float, float]:
+    """Return where an arrow turns."""
+    if arrow.above:
+        y = boxes[arrow.source].top + MIDDLE + PORT * _rank(arrow, arrows)
+        return boxes[arrow.target].right - CORNER, y
+    lanes = _lanes(arrow.target, arrows)
+    y = boxes[arrow.target].top + MIDDLE + sum(lane.height + PAD for lane in lanes[1 : lanes.index(arrow) + 1])
+    return _port(arrow, arrows, [box.left for box in boxes]), y
+
+
+def _axes(width: float, height: float) -> Axes:
+    axes = NotebookFigure(figsize=(width, height)).add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return axes
+
+
+def _draw_heading(axes: Axes, heading: list[str], kinds: list[bool]) -> None:
+    for number, line in enumerate(heading):
+        axes.text(MARGIN, MARGIN + number * HEADING, line, fontsize=13, va="top", parse_math=False)
+    x, y = MARGIN, MARGIN + HEADING * len(heading) + LINE / 2
+    for kind in kinds:
+        axes.plot([x, x + SAMPLE], [y, y], **STYLES[kind])
+        axes.text(x + SAMPLE + PAD, y, KEY[kind], color=STYLES[kind]["color"], va="center", **FONT)
+        x += SAMPLE + len(KEY[kind]) * CHARACTER + 5 * PAD
+
+
+def _draw_box(axes: Axes, box: _Box, node: str) -> None:
+    client = node in (SENDER, RECEIVER)
+    shape = {
+        "boxstyle": "round,pad=0,rounding_size=0.08",
+        "edgecolor": OKABE_ITO["black"],
+        "linewidth": 1.2,
+        "zorder": 2.5,
+    }
+    color = "white" if client else "#E3F1FA"
+    axes.add_patch(FancyBboxPatch((box.left, box.top), box.width, box.height, facecolor=color, **shape))
+    middle = (box.left + box.width / 2, box.top + box.height / 2)
+    axes.text(*middle, _name(node), ha="center", va="center", weight="bold", **FONT)
+
+
+def _draw_arrow(axes: Axes, arrow: _Arrow, x: float, y: float, boxes: list[_Box]) -> None:
+    source, target = boxes[arrow.source], boxes[arrow.target]
+    if arrow.above:
+        points, head = [(source.right, y), (x, y), (x, target.top - HEAD / 2)], "v"
+    else:
+        points, head = [(x, source.bottom), (x, y), (target.left - HEAD / 2, y)], ">"
+    # The head is a marker: that of a dashed FancyArrowPatch has a dashed outline.
+    look = {"marker": head, "markevery": [2], "markersize": 72 * HEAD, "markeredgewidth": 0}
+    axes.plot(*zip(*points, strict=True), **look, **STYLES[arrow.per_response])
+
+
+def _draw_label(axes: Axes, arrow: _Arrow, left: float, top: float) -> None:
+    for number, line in enumerate(arrow.lines):
+        middle = top + (number + 0.5) * LINE
+        axes.text(left, middle, line, va="center", color=STYLES[arrow.per_response]["color"], **FONT)
+        for found in OPEN.finditer(line):
+            _mark(axes, left + found.start() * CHARACTER, middle)
+
+
+def _mark(axes: Axes, left: float, middle: float) -> None:
+    """Mark one -1, so that it is found at a glance."""
+    look = {"facecolor": "#FBE3D3", "edgecolor": OKABE_ITO["vermillion"], "linewidth": 1.2, "zorder": 1}
+    axes.add_patch(Rectangle((left, middle - 0.43 * LINE), 2 * CHARACTER, 0.86 * LINE, **look))
