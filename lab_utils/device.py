@@ -7,7 +7,7 @@ import pynvml
 
 @dataclass(frozen=True)
 class Device:
-    """`kind` is "GPU" or "CPU"; `memory` is the GPU's, in bytes (0 for the CPU)."""
+    """`kind` is "GPU", "CPU", or "unknown" for a server elsewhere; `memory` is the GPU's, in bytes (0 for the CPU)."""
 
     kind: str
     name: str

@@ -198,7 +198,7 @@ EXERCISES: dict[str, Exercise] = {
     "02-formula": Exercise(
         function(
             [((1,), 1), ((2,), 2), ((8,), len(REPORTED_IDS)), ((20,), 524_288), ((28,), 134_217_728)],
-            "for n = {arguments} your function gives {got}; the first message (n = 1) has one id, each next one twice as many",
+            "for n = {arguments} your function gives {got}; message 1 has one id, and each next one twice as many",
         ),
         "n - 1 doublings lead to message n.",
     ),

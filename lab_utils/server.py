@@ -230,8 +230,8 @@ class TritonServer:
 
     @property
     def device(self) -> Device:
-        """What the models of a local server run on."""
-        return first_device()
+        """What this machine has for the models of a local server; of an attached one nothing is known here."""
+        return Device("unknown", f"the server at {self.grpc_url} is run elsewhere") if self.attached else first_device()
 
     @property
     def log(self) -> str:

@@ -44,7 +44,7 @@ class Room:
     own: Path
 
     def lessons(self) -> list[str]:
-        """Return the file names of the tracked lessons, in order.
+        """Return the file names of the tracked lessons and of the pages they link to (*.md), in order.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class Room:
         names = sorted(path.name for path in self.tracked.glob("*.ipynb"))
         if not names:
             raise LessonError(f"no lessons in {self.tracked}; expected *.ipynb files: is this a whole checkout?")
-        return names
+        return names + sorted(path.name for path in self.tracked.glob("*.md"))
 
 
 ROOM = Room(ROOT / "notebooks", ROOT / "workspace")
@@ -63,12 +63,14 @@ ROOM = Room(ROOT / "notebooks", ROOT / "workspace")
 # Notebooks -------------------------------------------------------------------------------------------------------
 
 
-def cells_hash(text: str) -> str | None:
-    """Return the hash of what a learner edits: kind, source and attachments of each cell.
+def edit_hash(name: str, text: str) -> str | None:
+    """Return the hash of what a learner edits: kind, source and attachments of each cell, or a page's whole text.
 
     Outputs, counts and metadata change by running alone and are left out, and so are empty cells: JupyterLab adds
-    one after the last cell. None when the text is no notebook.
+    one after the last cell. None when `name` says notebook and the text is none.
     """
+    if not name.endswith(".ipynb"):
+        return _hash(text)
     try:
         cells = nbformat.reads(text, as_version=4).cells
     except Exception:  # nbformat raises half a dozen unrelated types on a broken file
@@ -77,8 +79,10 @@ def cells_hash(text: str) -> str | None:
     return _hash(json.dumps(edited, sort_keys=True))
 
 
-def stripped(text: str) -> str:
-    """Return a notebook's text without outputs, execution counts and widget state."""
+def stripped(name: str, text: str) -> str:
+    """Return a notebook's text without outputs, execution counts and widget state; a page's as it is."""
+    if not name.endswith(".ipynb"):
+        return text
     notebook = nbformat.reads(text, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -104,7 +108,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_state(room: Room) -> dict[str, dict[str, str]]:
-    """Return for each copied lesson the hashes `lesson` and `cells` at the time of the copy."""
+    """Return for each copied lesson the hashes `lesson` and `edits` at the time of the copy."""
     try:
         state = json.loads((room.own / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,7 +119,7 @@ def read_state(room: Room) -> dict[str, dict[str, str]]:
 def back_up(room: Room, name: str) -> Path:
     """Copy the learner's version of a lesson into the backup folder and return the copy's path."""
     stem, now = Path(name).stem, datetime.now()
-    backup = room.own / BACKUP / f"{stem}.{now:%Y%m%d-%H%M%S-%f}.ipynb"
+    backup = room.own / BACKUP / f"{stem}.{now:%Y%m%d-%H%M%S-%f}{Path(name).suffix}"
     backup.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(room.own / name, backup)
     return backup
@@ -133,16 +137,16 @@ def read_lesson(room: Room, name: str) -> str:
         When the file is no notebook.
     """
     text = (room.tracked / name).read_text(encoding="utf-8")
-    if cells_hash(text) is None:
+    if edit_hash(name, text) is None:
         raise LessonError(f"{room.tracked / name} is no notebook; expected JSON of nbformat 4. See `git status`")
-    return stripped(text)
+    return stripped(name, text)
 
 
 def copy_lesson(room: Room, name: str) -> dict[str, str]:
     """Write a tracked lesson, stripped, into the workspace and return its entry for the state."""
     text = read_lesson(room, name)
     write_text(room.own / name, text)
-    return {"lesson": _hash(text), "cells": cells_hash(text)}
+    return {"lesson": _hash(text), "edits": edit_hash(name, text)}
 
 
 def update(room: Room) -> list[str]:
@@ -169,7 +173,8 @@ def _update_lesson(room: Room, name: str, state: dict[str, dict[str, str]]) -> s
     lesson = read_lesson(room, name)
     if _hash(lesson) == known.get("lesson"):
         return ""
-    if cells_hash(own.read_text(encoding="utf-8", errors="replace")) in (known.get("cells"), cells_hash(lesson)):
+    edits = edit_hash(name, own.read_text(encoding="utf-8", errors="replace"))
+    if edits in (known.get("edits", ""), edit_hash(name, lesson)):
         state[name] = copy_lesson(room, name)
         return f"{name}: refreshed, the lesson is newer"
     return f"{name}: yours is kept. A newer lesson exists; `make reset LESSON={_number(name)}` takes it"

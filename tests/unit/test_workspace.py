@@ -133,12 +133,29 @@ def test_edited_lessons_survive_the_loss_of_the_state(room, state):
     assert [line for line in lines if "LESSON=02" in line]
 
 
-def test_a_copy_that_cannot_be_read_is_kept(room):
+@pytest.mark.parametrize("state", ["kept", "lost"])
+def test_a_copy_that_cannot_be_read_is_kept(room, state):
     workspace.update(room)
     (room.own / SECOND).write_bytes(b"\xff{half a file")
+    if state == "lost":
+        (room.own / workspace.STATE).unlink()
     write_lesson(room.tracked / SECOND, "newer")
-    assert "yours is kept" in workspace.update(room)[0]
+    assert [line for line in workspace.update(room) if line.startswith(f"{SECOND}: yours is kept")]
     assert (room.own / SECOND).read_bytes() == b"\xff{half a file"
+
+
+def test_a_page_that_lessons_link_to_is_copied_and_followed_but_not_when_edited(room):
+    page = room.tracked / "glossary.md"
+    page.write_text("# Glossary\n")
+    assert f"{page.name}: copied" in workspace.update(room)
+    page.write_text("# Glossary\n\n**step**\n")
+    assert workspace.update(room) == ["glossary.md: refreshed, the lesson is newer"]
+    (room.own / page.name).write_text("my notes")
+    page.write_text("# Newest\n")
+    assert "make reset LESSON=glossary" in workspace.update(room)[0]
+    workspace.reset(room, "glossary")
+    assert (room.own / page.name).read_text() == "# Newest\n"
+    assert [path.suffix for path in (room.own / workspace.BACKUP).iterdir()] == [".md"]
 
 
 def test_a_tracked_lesson_that_is_no_notebook_is_named(room):

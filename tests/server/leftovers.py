@@ -1,0 +1,99 @@
+"""What a server can leave behind: processes, shared-memory files, ports. Found, waited for and asserted."""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from lab_utils.launch import Launch
+from lab_utils.server import TritonServer
+
+RUN_MARK = "TRITON_LAB_TEST_RUN"  # an environment variable that all processes of one test run inherit
+SHARED_MEMORY = Path("/dev/shm")
+SECONDS = 45.0  # a deadline, not a delay: a stop takes 2 s here, more on a busy machine
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
+    """The first true value that `look` returns; fails with `what` when none came in time."""
+    deadline = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
+        time.sleep(0.01)
+    return seen
+
+
+def launch_of(server: TritonServer) -> Launch:
+    """Id, ports and folder of a started server; they stay readable after it was stopped."""
+    assert server._launch is not None
+    return server._launch
+
+
+def triton_process(server: TritonServer) -> psutil.Process:
+    """The tritonserver process itself, the supervisor's only child."""
+    (child,) = psutil.Process(server._supervisor.pid).children()
+    return child
+
+
+def command_lines(text: str) -> list[str]:
+    """Every process that has `text` on its command line, but for this one: "pid command", for a failure's message."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if text in command and process.pid != os.getpid():
+            found.append(f"{process.pid} {command}")
+    return found
+
+
+def marked_processes(mark: str, value: str) -> list[str]:
+    """Every process whose environment holds `mark` with `value`, but for this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(mark) == value:
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+        except psutil.Error:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def shm_files(prefix: str) -> list[str]:
+    """Files in /dev/shm that begin with `prefix`."""
+    return sorted(path.name for path in SHARED_MEMORY.glob(f"{prefix}*"))
+
+
+def port_is_free(port: int) -> bool:
+    """Whether nothing listens on the port or holds it. SO_REUSEADDR only lets connections that ended not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            assert error.errno == errno.EADDRINUSE, error
+            return False
+    return True
+
+
+def left_of(launch: Launch) -> list[str]:
+    """What is left of a server, in words; empty when it is gone."""
+    ports = (launch.ports.http, launch.ports.grpc, launch.ports.metrics)
+    taken = [f"port {port}" for port in ports if not port_is_free(port)]
+    return [*command_lines(launch.shm_prefix), *shm_files(launch.shm_prefix), *taken]
+
+
+def assert_gone(launch: Launch, seconds: float = SECONDS) -> None:
+    """No process, no file in /dev/shm and no port of this server is left, or it goes away in time."""
+    until(lambda: not left_of(launch), f"nothing left of server {launch.id}: {left_of(launch)}", seconds)
+
+
+def assert_unmarked(mark: str, value: str, state: Path) -> None:
+    """No process with this mark is left, nor shared memory of any server that had its folder under `state`."""
+    until(lambda: not marked_processes(mark, value), f"no process with {mark}: {marked_processes(mark, value)}")
+    for folder in (state / "triton-ensemble-lab" / "servers").glob("*"):
+        until(lambda name=folder.name: not list(SHARED_MEMORY.glob(f"*_{name}_*")), f"no /dev/shm of {folder.name}")

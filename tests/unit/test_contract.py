@@ -1,0 +1,224 @@
+"""Reading an ensemble as edges: the lab's own four, and ensembles built here to be awkward."""
+
+from pathlib import Path
+
+import pytest
+
+from lab_utils.contract import CLIENT, Edge, read_config, read_edges
+from lab_utils.server import MODEL_REPOSITORY
+
+RUNGS = {"ensemble_append": 1, "ensemble_release": 2, "ensemble_replace": 3, "ensemble_latest": 4}
+ONE, ANY = (1,), (-1,)
+PRE, INF, POST = "preprocess", "inference", "postprocess"
+EDGES = {
+    Edge("PROMPT", CLIENT, PRE, "STRING", ONE, ONE, False),
+    Edge("MAX_TOKENS", CLIENT, INF, "INT32", ONE, ONE, False),
+    Edge("FORCED_IDS", CLIENT, INF, "INT32", ANY, ANY, False),
+    Edge("PROMPT_IDS", PRE, INF, "INT32", ANY, ANY, False),
+    Edge("TOKEN_IDS", INF, POST, "INT32", ANY, ANY, True),
+    Edge("STREAM_ID", INF, POST, "INT64", ONE, ONE, True),
+    Edge("END", INF, POST, "BOOL", ONE, ONE, True),
+    Edge("END", INF, CLIENT, "BOOL", ONE, ONE, True),
+    Edge("INDEX", INF, CLIENT, "INT32", ONE, ONE, True),
+    Edge("ERROR", INF, CLIENT, "STRING", ONE, ONE, True),
+    Edge("TEXT", POST, CLIENT, "STRING", ONE, ONE, True),
+    Edge("RECEIVED_IDS", POST, CLIENT, "INT32", ANY, ANY, True),
+    Edge("RECEIVED_DIMS", POST, CLIENT, "INT64", ANY, ANY, True),
+}
+
+
+def tensors(kind: str, declared: dict[str, str]) -> str:
+    each = (f'{{ name: "{name}" data_type: TYPE_FP32 dims: {dims} }}' for name, dims in declared.items())
+    return f"{kind} [ {', '.join(each)} ]\n" if declared else ""
+
+
+def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
+    maps = [f'input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
+    maps += [f'output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
+    return f'{{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
+
+
+def write_model(repository: Path, name: str, inputs: dict, outputs: dict, rest: str = "", named: bool = True) -> None:
+    folder = repository / name
+    folder.mkdir()
+    head = f'name: "{name}"\n' if named else ""
+    (folder / "config.pbtxt").write_text(head + tensors("input", inputs) + tensors("output", outputs) + rest)
+
+
+def write_ensemble(repository: Path, inputs: dict, outputs: dict, *steps: str, name: str = "chain") -> None:
+    write_model(repository, name, inputs, outputs, f"ensemble_scheduling {{ step [ {', '.join(steps)} ] }}")
+
+
+DECOUPLED = "model_transaction_policy { decoupled: true }"
+
+
+def repeated(edges: list[Edge]) -> dict[tuple[str, str], bool]:
+    return {(edge.tensor, edge.consumer): edge.per_response for edge in edges}
+
+
+@pytest.fixture
+def fan_out(tmp_path) -> Path:
+    """a -> b (decoupled) -> c and d; the steps are written in the reverse order; the client sees all three ends."""
+    write_model(tmp_path, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 2, -1 ]"})
+    write_model(tmp_path, "b", {"IN": "[ 2, 3 ]"}, {"OUT": "[ 4 ]"}, DECOUPLED)
+    write_model(tmp_path, "c", {"IN": "[ 5 ]", "OTHER": "[ -1, -1 ]"}, {"OUT": "[ 6 ]"})
+    write_model(tmp_path, "d", {"IN": "[ 7 ]"}, {"OUT": "[ 8 ]"})
+    write_ensemble(
+        tmp_path,
+        {"x": "[ 9 ]"},
+        {"b_out": "[ 10 ]", "c_out": "[ 11 ]", "d_out": "[ 12 ]", "a_out": "[ 13 ]"},
+        step("d", {"IN": "c_out"}, {"OUT": "d_out"}),
+        step("c", {"IN": "b_out", "OTHER": "b_out"}, {"OUT": "c_out"}),
+        step("b", {"IN": "a_out"}, {"OUT": "b_out"}),
+        step("a", {"IN": "x"}, {"OUT": "a_out"}),
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("ensemble", RUNGS)
+def test_the_edges_of_the_labs_ensembles(ensemble):
+    edges = read_edges(ensemble)
+    assert set(edges) == EDGES
+    assert len(edges) == len(EDGES)
+
+
+def test_everything_from_inference_on_travels_once_for_each_response():
+    per_response = {(edge.producer, edge.per_response) for edge in read_edges("ensemble_append")}
+    assert per_response == {(CLIENT, False), (PRE, False), (INF, True), (POST, True)}
+
+
+@pytest.mark.parametrize(("ensemble", "version"), RUNGS.items())
+def test_each_rung_pins_its_version(ensemble, version):
+    steps = read_config(ensemble).ensemble_scheduling.step
+    assert [(step.model_name, step.model_version) for step in steps] == [(PRE, -1), (INF, version), (POST, -1)]
+
+
+def test_the_rungs_differ_in_nothing_but_name_and_version():
+    configs = [read_config(ensemble) for ensemble in RUNGS]
+    for config in configs:
+        config.name, config.ensemble_scheduling.step[1].model_version = "", 0
+    assert all(config == configs[0] for config in configs)
+
+
+def test_a_repository_can_be_given_as_text():
+    assert read_edges("ensemble_latest", str(MODEL_REPOSITORY)) == read_edges("ensemble_latest")
+
+
+def test_the_order_is_that_of_the_steps_and_then_of_the_outputs():
+    consumers = [edge.consumer for edge in read_edges("ensemble_append")]
+    assert consumers == [PRE] + [INF] * 3 + [POST] * 3 + [CLIENT] * 6
+
+
+def test_dims_of_both_ends_are_kept_apart(fan_out):
+    edge = next(edge for edge in read_edges("chain", fan_out) if edge.consumer == "b")
+    assert edge == Edge("a_out", "a", "b", "FP32", (2, -1), (2, 3), False)
+
+
+def test_one_output_that_feeds_several_consumers_is_an_edge_for_each(fan_out):
+    edges = [edge for edge in read_edges("chain", fan_out) if edge.tensor == "b_out"]
+    assert [(edge.producer, edge.consumer, edge.accepted) for edge in edges] == [
+        ("b", "c", (5,)),
+        ("b", "c", (-1, -1)),
+        ("b", CLIENT, (10,)),
+    ]
+
+
+def test_repetition_is_found_in_any_order_of_the_steps(fan_out):
+    assert repeated(read_edges("chain", fan_out)) == {
+        ("x", "a"): False,
+        ("a_out", "b"): False,
+        ("a_out", CLIENT): False,
+        ("b_out", "c"): True,
+        ("b_out", CLIENT): True,
+        ("c_out", "d"): True,
+        ("c_out", CLIENT): True,
+        ("d_out", CLIENT): True,
+    }
+
+
+def test_without_a_decoupled_step_nothing_is_repeated(fan_out):
+    config = fan_out / "b" / "config.pbtxt"
+    config.write_text(config.read_text().replace(DECOUPLED, ""))
+    assert set(repeated(read_edges("chain", fan_out)).values()) == {False}
+
+
+def test_an_input_that_is_not_wired_has_no_edge(tmp_path):
+    """Optional inputs may be left out."""
+    write_model(tmp_path, "a", {"IN": "[ 1 ]", "UNUSED": "[ 1 ]"}, {"OUT": "[ 1 ]", "ALSO_UNUSED": "[ 1 ]"})
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("a", {"IN": "x"}, {"OUT": "y"}))
+    assert [edge.tensor for edge in read_edges("chain", tmp_path)] == ["x", "y"]
+
+
+def test_a_config_without_a_name_has_that_of_its_folder(tmp_path):
+    """Triton takes the folder's name where a config gives none."""
+    write_model(tmp_path, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"}, named=False)
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("a", {"IN": "x"}, {"OUT": "y"}))
+    ends = [(edge.producer, edge.consumer) for edge in read_edges("chain", tmp_path)]
+    assert ends == [(CLIENT, "a"), ("a", CLIENT)]
+
+
+def test_a_decoupled_ensemble_as_a_step_repeats_too(tmp_path):
+    write_model(tmp_path, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"}, DECOUPLED)
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("a", {"IN": "x"}, {"OUT": "y"}), name="inner")
+    write_ensemble(tmp_path, {"p": "[ 1 ]"}, {"q": "[ 1 ]"}, step("inner", {"x": "p"}, {"y": "q"}))
+    assert repeated(read_edges("chain", tmp_path)) == {("p", "inner"): False, ("q", CLIENT): True}
+
+
+def broken_chain(folder: Path, **wiring: dict) -> Path:
+    write_model(folder, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"})
+    whole = {"inputs": {"IN": "x"}, "outputs": {"OUT": "y"}} | wiring
+    write_ensemble(folder, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("a", **whole))
+    return folder
+
+
+def test_the_chain_that_the_next_tests_break_is_whole(tmp_path):
+    assert len(read_edges("chain", broken_chain(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("wiring", "culprit"),
+    [
+        ({"inputs": {"IN": "nobody_makes_this"}}, "nobody_makes_this"),
+        ({"outputs": {"OUT": "another_name"}}, "y"),
+        ({"outputs": {"OUT": "y", "NO_SUCH_OUTPUT": "z"}}, "NO_SUCH_OUTPUT"),
+    ],
+    ids=["input without producer", "output without producer", "model has no such output"],
+)
+def test_a_wiring_that_does_not_hold_together_is_named(tmp_path, wiring, culprit):
+    with pytest.raises(ValueError, match=f"(?s)chain.*{culprit}|{culprit}.*chain"):
+        read_edges("chain", broken_chain(tmp_path, **wiring))
+
+
+def test_a_model_that_does_not_exist_is_named_with_its_file(tmp_path):
+    with pytest.raises(ValueError, match=r"no model 'absent': .*absent/config\.pbtxt does not exist"):
+        read_config("absent", tmp_path)
+
+
+def test_a_step_without_its_model_is_named(fan_out):
+    (fan_out / "c" / "config.pbtxt").unlink()
+    with pytest.raises(ValueError, match=r"no model 'c': .*c/config\.pbtxt"):
+        read_edges("chain", fan_out)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'name: "a', b"no_such_field: 1", b"name: 3", b'name: "a" }', b"\xff\xfe", b"{}", b"max_batch_size: many"],
+    ids=["cut", "field", "type", "bracket", "not UTF-8", "JSON", "number"],
+)
+def test_a_broken_config_is_named_with_its_file(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.pbtxt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a/config\.pbtxt"):
+        read_config("a", tmp_path)
+
+
+@pytest.mark.parametrize("model", [PRE, INF, POST])
+def test_a_model_that_is_no_ensemble_is_named(model):
+    with pytest.raises(ValueError, match=f"'{model}' is not an ensemble"):
+        read_edges(model)
+
+
+def test_errors_do_not_drag_the_parsers_own_traceback_along(tmp_path):
+    with pytest.raises(ValueError, match="absent") as caught:
+        read_config("absent", tmp_path)
+    assert caught.value.__suppress_context__
