@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,7 +111,7 @@ def server_command(launch: Launch) -> list[str]:
     if launch.source.kind == "docker":
         return docker_command(launch)
     backends = _linked_backends(launch) if launch.source.stub else launch.source.backends
-    return [launch.source.binary, *server_flags(launch, str(launch.repository), str(backends))]
+    return [launch.source.binary, *server_flags(launch, str(_without_space(launch)), str(backends))]
 
 
 def docker_command(launch: Launch) -> list[str]:
@@ -145,6 +147,15 @@ def docker_image(launch: Launch) -> str:
     return tag
 
 
+def _without_space(launch: Launch) -> Path:
+    """The model repository, or a link to it where its path holds white space: the stub's arguments break there."""
+    if not re.search(r"\s", str(launch.repository)):
+        return launch.repository
+    link = launch.folder / "models"
+    link.symlink_to(launch.repository)
+    return link
+
+
 def _linked_backends(launch: Launch) -> Path:
     """A backend folder of links: the wheel's Python backend, and beside it the stub of this Python."""
     folder = launch.folder / "backends" / "python"
@@ -176,8 +187,9 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
 
 def new_folder(name: str) -> Path:
     """A folder for one server's log; folders of servers older than a day are removed."""
-    runs = STATE / "servers"
-    runs.mkdir(parents=True, exist_ok=True)
+    home = Path(tempfile.gettempdir(), f"triton-ensemble-lab-{os.getuid()}") if re.search(r"\s", str(STATE)) else STATE
+    runs = home / "servers"
+    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in runs.iterdir():
         with contextlib.suppress(FileNotFoundError):
             if time.time() - folder.stat().st_mtime > KEEP_LOGS_SECONDS:

@@ -29,10 +29,10 @@ def test_the_eight_tokens():
     assert set(REPORTED_IDS) == set(REPORTED_TOKENS)
 
 
-def test_the_array_starts_as_published():
-    """Written out from the issue, independent of the rule."""
-    first, second, third = 8908, 234, 114
-    assert REPORTED_IDS[:8] == [first, first, second, first, first, second, first, third][:0] + REPORTED_IDS[:8]
+def test_the_array_as_published():
+    """Written out, so that the rule and the file cannot be wrong together."""
+    assert REPORTED_IDS[:15] == [8908, 8908, 234, 8908, 8908, 234, 114, 8908, 8908, 234, 8908, 8908, 234, 114, 103081]
+    assert REPORTED_IDS[-9:] == [8908, 8908, 234, 114, 103081, 99662, 99808, 99219, 9909]
 
 
 def test_the_tokens_spell_teaspoon_vanilla_extract():

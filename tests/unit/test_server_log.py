@@ -176,7 +176,9 @@ def test_the_model_to_mend_is_named_and_not_the_ensemble_that_needs_it(text, exp
         assert all(part in reason for part, reason in zip(words, found[model], strict=True))
 
 
-@pytest.mark.parametrize("text", ["", HEAD, GOOD, PORT_TAKEN, "error: creating server: Internal - failed to load all models"])
+@pytest.mark.parametrize(
+    "text", ["", HEAD, GOOD, PORT_TAKEN, "error: creating server: Internal - failed to load all models"]
+)
 def test_where_no_model_failed_there_are_no_failures(text):
     assert server_log.failures(text) == {}
 
