@@ -23,7 +23,7 @@ I1123 07:44:59.934469 17999 model_lifecycle.cc:839] "successfully loaded 'prepro
 I1123 07:44:59.985370 17999 model_lifecycle.cc:839] "successfully loaded 'inference'"
 E1123 07:44:59.985761 17999 ensemble_scheduler.cc:1468] "unable to create stream for ensemble_latest: CUDA driver version is insufficient for CUDA runtime version"
 I1123 07:44:59.985799 17999 model_lifecycle.cc:839] "successfully loaded 'ensemble_latest'"
-I1123 07:44:59.985914 17999 server.cc:604] 
+I1123 07:44:59.985914 17999 server.cc:604]
 +------------------+------+
 | Repository Agent | Path |
 +------------------+------+
