@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -27,7 +28,7 @@ STYLES = {
     True: {"color": OKABE_ITO["blue"], "linestyle": (0, (4, 2)), "linewidth": 1.8},
 }
 KEY = {False: "once per request", True: "once per response"}
-OPEN = re.compile(r"(?<=[\[ ])-1(?=[,\]])")
+OPEN = re.compile(r"-1(?=[,\]])")
 
 WIDTH, NARROWEST = 11.0, 5.2  # a notebook's output; what the key needs
 MARGIN = 0.2
@@ -136,8 +137,7 @@ def graph_figure(edges: Sequence[Edge], title: str = "") -> Figure:
 
 def _rows(edges: Sequence[Edge]) -> dict[str, int]:
     """Return the row of each node: by depth, then in the order of the producers."""
-    producers = _producers(edges)
-    sorter = TopologicalSorter(producers)
+    sorter = TopologicalSorter(_producers(edges))
     try:
         sorter.prepare()
     except CycleError as error:
@@ -146,8 +146,7 @@ def _rows(edges: Sequence[Edge]) -> dict[str, int]:
     rows: dict[str, int] = {}
     while sorter.is_active():
         ready = sorter.get_ready()
-        for node in sorted(ready, key=lambda node: max((rows[one] for one in producers[node]), default=0)):
-            rows[node] = len(rows)
+        rows |= {node: row for row, node in enumerate(ready, len(rows))}
         sorter.done(*ready)
     return rows
 
@@ -193,14 +192,14 @@ def _dims(edge: Edge) -> str:
 
 
 def _routed(arrows: list[_Arrow]) -> list[_Arrow]:
-    """Send arrows to the next row above the stairs, others below, or above where that saves a crossing."""
+    """Send arrows to the next row above the stairs, and others below, or above where they cross fewer."""
     routed: list[_Arrow] = []
     for arrow in sorted(arrows, key=lambda arrow: (arrow.target - arrow.source, arrow.source)):
-        crossing = {other.above for other in routed if other.crosses(arrow)}
-        # Two that end at one box from above would have a label between them.
+        crossed = Counter(other.above for other in routed if other.crosses(arrow))
+        # Of two that come down on one box, the outer would cut off the label of the inner.
         taken = any(other.above and other.target == arrow.target for other in routed)
-        wanted = arrow.target == arrow.source + 1 or False in crossing
-        routed.append(replace(arrow, above=wanted and not taken and True not in crossing))
+        wanted = arrow.target == arrow.source + 1 or crossed[True] < crossed[False]
+        routed.append(replace(arrow, above=wanted and not taken))
     return routed
 
 

@@ -88,7 +88,7 @@ def alive(process: subprocess.Popen) -> bool:
 
 
 def test_the_real_prefix_holds_the_user_and_finds_a_servers_id():
-    assert stale.SHM_PREFIX == f"triton_lab_{os.getuid()}_"
+    assert f"triton_lab_{os.getuid()}_" == stale.SHM_PREFIX
     assert stale.SERVER_ID.search(f"x={stale.SHM_PREFIX}0123456789ab_cd")[1] == "0123456789ab"
     assert stale.SERVER_ID.search(f"triton_lab_{os.getuid() + 1}_0123456789ab_") is None
 
