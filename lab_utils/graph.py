@@ -114,13 +114,11 @@ def graph_figure(edges: Sequence[Edge], title: str = "") -> Figure:
     """
     rows = _rows(edges)
     arrows = _routed(_arrows(edges, rows))
-    box = 2 * CORNER + max(
-        [len(_name(node)) * CHARACTER for node in rows] + [PORT * _rank(one, arrows) for one in arrows]
-    )
-    lefts = _lefts(len(rows), arrows, box)
-    width = max(_end(lefts, arrows, box) + MARGIN, NARROWEST)
+    box_width = _box_width(rows, arrows)
+    lefts = _lefts(len(rows), arrows, box_width)
+    width = max(_end(lefts, arrows, box_width) + MARGIN, NARROWEST)
     heading = textwrap.wrap(title, int(width / TITLE_CHARACTER))
-    boxes = _boxes(lefts, box, arrows, 2 * MARGIN + LINE + HEADING * len(heading))
+    boxes = _boxes(lefts, box_width, arrows, 2 * MARGIN + LINE + HEADING * len(heading))
     axes = _axes(width, boxes[-1].bottom + MARGIN)
     _draw_heading(axes, heading, sorted({arrow.per_response for arrow in arrows}))
     for node, box in zip(rows, boxes, strict=True):
@@ -201,6 +199,11 @@ def _routed(arrows: list[_Arrow]) -> list[_Arrow]:
         wanted = arrow.target == arrow.source + 1 or crossed[True] < crossed[False]
         routed.append(replace(arrow, above=wanted and not taken))
     return routed
+
+
+def _box_width(rows: dict[str, int], arrows: list[_Arrow]) -> float:
+    names = [len(_name(node)) * CHARACTER for node in rows]
+    return 2 * CORNER + max(names + [PORT * _rank(arrow, arrows) for arrow in arrows])
 
 
 def _boxes(lefts: list[float], width: float, arrows: list[_Arrow], top: float) -> list[_Box]:

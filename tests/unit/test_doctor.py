@@ -176,17 +176,6 @@ def test_a_server_that_cannot_even_be_tried(server, monkeypatch, error):
     assert str(error) in finding.found
 
 
-def test_the_finding_about_the_server_names_no_folder_of_this_machine(server, monkeypatch):
-    """Lesson 00 shows it, and is committed with its outputs."""
-    place = Path.home() / "lab" / ".venv" / "lib" / "python3.12" / "site-packages" / "pytriton" / "tritonserver"
-    monkeypatch.setattr(doctor, "find_source", lambda: Source("wheel", str(place)))
-    assert str(Path.home()) not in doctor.check_server().found
-
-
-def test_the_finding_about_python_names_no_folder_of_this_machine():
-    assert sys.prefix not in doctor.check_python().found
-
-
 # --- GPU ----------------------------------------------------------------------------------------------------------
 
 
