@@ -16,7 +16,7 @@ import numpy as np
 
 from lab_utils import big_run
 from lab_utils.device import first_device
-from lab_utils.server import ServerError, start_server
+from lab_utils.server import MODEL_REPOSITORY, ServerError, start_server
 from lab_utils.sources import ServerNotFoundError, find_source
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -32,7 +32,8 @@ class Finding:
     advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level:8}{self.name:15}{self.found}" + (f"\n{'':23}-> {self.advice}" if self.advice else "")
+        found = self.found.replace(f"{MODEL_REPOSITORY.parent}/", "")  # paths inside the checkout, as seen from there
+        return f"{self.level:8}{self.name:15}{found}" + (f"\n{'':23}-> {self.advice}" if self.advice else "")
 
 
 def check_system() -> Finding:

@@ -75,7 +75,8 @@ def port_is_free(port: int) -> bool:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            assert error.errno == errno.EADDRINUSE, error
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
     return True
 

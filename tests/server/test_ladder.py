@@ -244,7 +244,7 @@ def test_ninety_five_tokens_are_refused_at_the_default_cap(server, rung):
 def test_rung_1_stays_full_after_its_cap_until_it_is_reloaded(clean_server):
     with pytest.raises(StreamError):
         stream(clean_server, "ensemble_append", REPORTED_PROMPT, max_message_ids=10)
-    with pytest.raises(StreamError, match="message 1 would hold 16 ids.*reload the model") as caught:
+    with pytest.raises(StreamError, match=r"message 1 would hold 16 ids.*reload the model") as caught:
         stream(clean_server, "ensemble_append", ENGLISH[0], max_message_ids=10)
     assert caught.value.result.lengths == []
     clean_server.reload("inference")
