@@ -103,7 +103,7 @@ class StreamingModel:
     def message_limit(self, request):
         """Most ids that one message of this request may hold."""
         limit = json.loads(request.parameters() or "{}").get("max_message_ids", self.default_message_ids)
-        if not isinstance(limit, int) or not 1 <= limit <= self.hard_message_ids:
+        if type(limit) is not int or not 1 <= limit <= self.hard_message_ids:
             raise ValueError(
                 f'request parameter "max_message_ids" is {limit!r}; expected a whole number '
                 f"from 1 to {self.hard_message_ids:,}"

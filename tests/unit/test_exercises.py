@@ -153,6 +153,35 @@ def test_a_known_mistake_gets_words_of_its_own(name, answer, words):
     assert verdict(name, answer) == f"not yet: {words}"
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "part"),
+    [
+        ("00-messages", 1, "a plain model answers once"),
+        ("00-messages", 6, "the end of the stream is a flag"),
+        ("01-open", {"PROMPT_IDS"}, "one more, after the decoupled step"),
+        ("01-open", {"TOKEN_IDS"}, "one more, before the decoupled step"),
+        ("01-open", {"PROMPT_IDS", "TOKEN_IDS", "FORCED_IDS"}, "it comes from the client"),
+        ("01-lengths", 6, "that is the number of messages"),
+        ("01-lengths", [1, 2, 3, 4, 5, 6], "all ids so far"),
+        ("01-decoupled", "postprocess", "answers once for each call"),
+        ("01-decoupled", "preprocess", "one list of ids for one text"),
+        ("01-decoupled", "ensemble_append", "because one of its steps does"),
+        ("02-lengths", [1] * 8, "what the contract says"),
+        ("02-lengths", [1, 2, 3, 4, 5, 6, 7, 8], "growth by one"),
+        ("02-lengths", [2, 4, 8, 16, 32, 64, 128, 256], "so the first has 1"),
+        ("02-gib", 28, "half a GiB"),
+        ("02-gib", 30, "2 GiB"),
+        ("02-gib", 31, "one byte for an id"),
+        ("02-next", 1, "nothing has thrown ids away"),
+        ("02-next", 129, "all eight of them"),
+        ("02-next", 128, "all eight of them"),
+        ("02-next", 255, "the new id comes on top"),
+    ],
+)
+def test_the_mistakes_to_expect_are_known(name, answer, part):
+    assert part in verdict(name, answer)
+
+
 def test_there_are_known_mistakes_and_no_two_hide_each_other():
     found = [(name, repr(answer)) for name, answer, _ in listed_mistakes()]
     assert len(found) == len(set(found)) > 10

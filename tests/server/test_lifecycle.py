@@ -1,0 +1,764 @@
+"""The life of a server: started, found out when it fails, stopped, and nothing left of it, however its owner ends."""
+
+import contextlib
+import gc
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from jupyter_client.manager import KernelManager
+from leftovers import SECONDS, assert_gone, command_lines, launch_of, port_is_free, triton_process, until
+
+from lab_utils import server as server_module
+from lab_utils.client import iter_stream, stream
+from lab_utils.field_report import REPORTED_PROMPT
+from lab_utils.launch import Launch, Ports, reserved_ports
+from lab_utils.server import (
+    MODEL_REPOSITORY,
+    ServerDiedError,
+    ServerError,
+    ServerStartError,
+    TritonServer,
+    start_server,
+)
+from lab_utils.sources import find_source
+
+MODEL = "ensemble_latest"
+PROMPT = "Pancakes. Ingredients:"
+TEXT = " 1 cup flour, 1 cup"
+OWNER = Path(__file__).with_name("owner.py")
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Every launch of this test, failed ones too; at the end nothing may be left of any."""
+    seen: list[Launch] = []
+    start_supervised = server_module.start_supervised
+
+    def watched(launch: Launch) -> subprocess.Popen:
+        seen.append(launch)
+        return start_supervised(launch)
+
+    monkeypatch.setattr(server_module, "start_supervised", watched)
+    return seen
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of the model repository that a test may change; links stay links."""
+    copy = tmp_path / "a model repository"
+    shutil.copytree(MODEL_REPOSITORY, copy, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def kill_and_stop(server: TritonServer) -> None:
+    """End a server that a test has damaged: with its process killed first, stop need not wait for it."""
+    launch = launch_of(server)
+    with contextlib.suppress(psutil.Error, ValueError, AttributeError):
+        triton_process(server).kill()
+    server.stop()
+    assert_gone(launch)
+
+
+# --- start and stop ---------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_life_of_a_server():
+    said: list[str] = []
+    server = start_server(MODEL, report=said.append)
+    launch = launch_of(server)
+    assert (server.running, server.attached, repr(server)) == (True, False, "<TritonServer wheel, running>")
+    assert server.metadata["name"] == launch.id
+    assert server.metadata["version"] == "2.51.0"
+    assert server.models == {MODEL: [1], "inference": [1, 2, 3, 4], "postprocess": [1], "preprocess": [1]}
+    assert said[0] == f"starting tritonserver (wheel) with {MODEL}"
+    assert set(said[1:-1]) == {f"  {model} loaded" for model in server.models}
+    assert said[-1].startswith("ready after ")
+    assert str(server.device) in said[-1]
+    assert "Started HTTPService" in server.log
+    assert 0 < len(server.logs(3).splitlines()) <= 3
+    server.check()
+
+    server.stop()
+    assert not server.running
+    assert repr(server) == "<TritonServer wheel, stopped>"
+    assert_gone(launch, seconds=5)  # stop returns when all is gone; the kernel may take a moment with the ports
+    assert not launch.folder.exists()
+    server.stop()
+    with pytest.raises(ServerError, match="this server is stopped; start one"):
+        server.client()
+
+    server.restart()
+    assert launch_of(server).id != launch.id
+    assert stream(server, MODEL, PROMPT).text == TEXT
+    server.stop()
+    assert_gone(launch_of(server))
+
+
+def test_all_listeners_are_on_loopback_and_only_the_three(shared_server):
+    listening = [
+        c.laddr for c in triton_process(shared_server).net_connections(kind="inet") if c.status == psutil.CONN_LISTEN
+    ]
+    ports = launch_of(shared_server).ports
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert {address.port for address in listening} == {ports.http, ports.grpc, ports.metrics}
+
+
+def test_the_addresses_answer(shared_server):
+    port = int(shared_server.metrics_url.partition(":")[2])
+    assert b"nv_inference_request_success" in server_module._http_get(port, "/metrics")
+    assert server_module._http_get(int(shared_server.http_url.partition(":")[2]), "/v2/health/ready") == b""
+    assert shared_server.grpc_url == f"127.0.0.1:{launch_of(shared_server).ports.grpc}"
+
+
+def test_ports_are_held_against_others_and_free_afterwards():
+    with reserved_ports() as ports:
+        assert not port_is_free(ports.http)
+        assert not port_is_free(ports.grpc)
+        assert port_is_free(ports.metrics)  # its listener cannot share: the server itself must get it
+    assert port_is_free(ports.http)
+    assert port_is_free(ports.grpc)
+
+
+def test_two_servers_side_by_side(shared_server):
+    with start_server(["ensemble_append"]) as second:
+        mine, shared = launch_of(second), launch_of(shared_server)
+        assert mine.id != shared.id
+        assert len({*vars(mine.ports).values(), *vars(shared.ports).values()}) == 6
+        assert stream(second, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
+        assert stream(shared_server, MODEL, PROMPT).text == TEXT
+    assert_gone(mine)
+    shared_server.check()
+    assert stream(shared_server, MODEL, PROMPT).text == TEXT
+
+
+def test_an_exception_in_the_block_stops_the_server():
+    with pytest.raises(ZeroDivisionError), start_server(["postprocess"]) as server:
+        launch = launch_of(server)
+        1 / 0  # noqa: B018
+    assert_gone(launch)
+
+
+def test_flags_are_passed_on_and_a_bad_one_is_explained(launches):
+    with pytest.raises(ServerStartError, match="--no-such-flag"):
+        start_server(["postprocess"], flags=["--no-such-flag=1"])
+    assert_gone(launches[0])
+
+
+def test_a_restart_empties_the_buffer(launches):
+    with start_server(["ensemble_append"]) as server:
+        stream(server, "ensemble_append", REPORTED_PROMPT)
+        server.restart()
+        assert_gone(launches[0])
+        assert stream(server, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
+
+
+def test_a_second_start_under_the_same_name_leaves_one_server(launches):
+    """A learner runs the cell that starts the server again: the first server has no owner left."""
+    server = start_server(["postprocess"])
+    server = start_server(["postprocess"])
+    gc.collect()
+    assert_gone(launches[0])
+    server.check()
+    server.stop()
+
+
+def test_an_interrupt_when_the_server_is_just_ready_leaves_nothing(launches):
+    """As when Ctrl-C comes while the last line of the progress is printed, or the line cannot be printed."""
+
+    def report(line: str) -> None:
+        if line.startswith("ready"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        start_server(["postprocess"], report=report)
+    assert caught.traceback  # it is kept, as IPython keeps the last one: with it, the server object
+    assert_gone(launches[0], seconds=10)
+
+
+def test_a_leftover_folder_is_removed_after_a_day_but_not_that_of_a_running_server(shared_server):
+    folder = launch_of(shared_server).folder
+    stale = folder.parent / "0123456789ab"
+    stale.mkdir()
+    two_days_ago = time.time() - 2 * 86_400
+    for old in (folder, stale):
+        os.utime(old, (two_days_ago, two_days_ago))
+    hidden = folder.with_name("saved")
+    shutil.copytree(folder, hidden, symlinks=True)
+    try:
+        start_server(["postprocess"]).stop()
+        assert not stale.exists()
+        assert (folder / "backends" / "python" / "triton_python_backend_stub").exists(), "a reload would fail now"
+        assert (folder / "server.log").exists()
+    finally:  # the other tests need the shared server's files
+        if not folder.exists():
+            hidden.rename(folder)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_load_unload_reload(launches):
+    with start_server(["postprocess"]) as server:
+        assert server.models == {"postprocess": [1]}
+        server.load("ensemble_append")
+        assert set(server.models) == {"ensemble_append", "inference", "postprocess", "preprocess"}
+        stream(server, "ensemble_append", REPORTED_PROMPT)
+        before = set(server._stubs)
+        server.reload("inference")
+        assert stream(server, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
+        assert sorted(server._stubs.values()) == [*(f"inference version {n}" for n in (1, 2, 3, 4)), *POST_AND_PRE]
+        assert len(before & set(server._stubs)) == 2  # only inference got new processes
+        server.unload("inference")
+        assert "inference" not in server.models
+        assert not command_lines(f"{MODEL_REPOSITORY}/inference/") or launches[0].shm_prefix not in "".join(
+            command_lines(f"{MODEL_REPOSITORY}/inference/")
+        )
+        server.check()
+        with pytest.raises(ServerError, match="could not load model 'nothing'"):
+            server.load("nothing")
+        server.check()
+
+
+POST_AND_PRE = ["postprocess version 1", "preprocess version 1"]
+
+
+def test_a_changed_model_is_loaded_anew_and_its_old_process_is_not_missed(repository):
+    """`load` of a loaded model takes in its new code: the old process ends on purpose."""
+    with start_server([MODEL], repository=repository) as server:
+        old = [process for process, name in server._stubs.items() if name == "postprocess version 1"]
+        model = repository / "postprocess" / "1" / "model.py"
+        model.write_text(model.read_text().replace("text.encode(", "text.upper().encode("))
+        server.load("postprocess")
+        assert stream(server, MODEL, PROMPT).text == TEXT.upper()
+        _, alive = psutil.wait_procs(old, timeout=SECONDS)
+        assert not alive
+        server.check()
+
+
+def test_a_refused_prompt_leaves_no_request_in_flight():
+    """A request in flight makes the server wait for it at its end, and exit with status 1."""
+    server = start_server([MODEL])
+    with pytest.raises(Exception, match="PROMPT is empty"):
+        stream(server, MODEL, "")
+    supervisor = server._supervisor
+    server.stop()
+    assert supervisor.returncode == 0
+
+
+# --- a start that fails -----------------------------------------------------------------------------------------------
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def initialize(line: str) -> Callable[[Path], None]:
+    """A break: this line at the start of postprocess' initialize."""
+    return lambda copy: edit(
+        copy / "postprocess/1/model.py", "        self.token_bytes =", f"        {line}\n        self.token_bytes ="
+    )
+
+
+BREAKS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "syntax error": (
+        lambda copy: edit(copy / "postprocess/1/model.py", "class Decoders:", "class Decoders("),
+        "postprocess",
+        "SyntaxError",
+    ),
+    "missing import": (
+        lambda copy: edit(copy / "postprocess/1/model.py", "import codecs", "import no_such_package"),
+        "postprocess",
+        "No module named 'no_such_package'",
+    ),
+    "exception in initialize": (
+        initialize('raise RuntimeError("the table is gone")'),
+        "postprocess",
+        "the table is gone",
+    ),
+    "exception about something in use": (
+        initialize('raise RuntimeError("the device is already in use")'),
+        "postprocess",
+        "the device is already in use",
+    ),
+    "missing weights": (
+        lambda copy: (copy / "inference/recipes.safetensors").unlink(),
+        "inference",
+        "recipes.safetensors",
+    ),
+    "broken config": (
+        lambda copy: edit(copy / "postprocess/config.pbtxt", "max_batch_size: 0", "max_batch_size: many"),
+        "postprocess",
+        "many",
+    ),
+    "unknown field": (
+        lambda copy: edit(copy / "inference/config.pbtxt", "max_batch_size: 0", "max_batch_size: 0\nno_such_field: 1"),
+        "inference",
+        "no_such_field",
+    ),
+    "wrong tensor name in the ensemble": (
+        lambda copy: edit(
+            copy / MODEL / "config.pbtxt", 'key: "STREAM_ID" value: "STREAM_ID"', 'key: "STREAM" value: "STREAM_ID"'
+        ),
+        MODEL,
+        "STREAM",
+    ),
+    "dtype mismatch": (
+        lambda copy: edit(
+            copy / "postprocess/config.pbtxt", '"STREAM_ID" data_type: TYPE_INT64', '"STREAM_ID" data_type: TYPE_INT32'
+        ),
+        MODEL,
+        "STREAM_ID",
+    ),
+    "step that is not there": (
+        lambda copy: edit(copy / MODEL / "config.pbtxt", 'model_name: "postprocess"', 'model_name: "postproces"'),
+        MODEL,
+        "postproces",
+    ),
+    "stub that exits": (initialize("import os; os._exit(3)"), "postprocess", "stub"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_failed_start_names_the_model_and_says_why(name, repository, launches):
+    break_it, culprit, reason = BREAKS[name]
+    break_it(repository)
+    with pytest.raises(ServerStartError) as caught:
+        start_server([MODEL], repository=repository)
+    message = str(caught.value)
+    assert caught.value.models == (culprit,)
+    assert f"{culprit} failed to load" in message
+    assert reason in message
+    assert len(message.splitlines()) < 40
+    assert len(launches) == 1, "a start that cannot work was tried again"
+    assert str(launches[0].log_path) in message
+    assert launches[0].log_path.exists()
+    assert_gone(launches[0])
+
+
+def test_two_models_that_fail_are_both_named(repository, launches):
+    for name in ("missing import", "missing weights"):
+        BREAKS[name][0](repository)
+    with pytest.raises(ServerStartError) as caught:
+        start_server([MODEL], repository=repository)
+    assert sorted(caught.value.models) == ["inference", "postprocess"]
+    assert "no_such_package" in str(caught.value)
+    assert "recipes.safetensors" in str(caught.value)
+    assert_gone(launches[0])
+
+
+def test_a_load_that_fails_says_why_and_leaves_the_rest_serving(repository):
+    edit(repository / "postprocess/1/model.py", "import codecs", "import no_such_package")
+    with start_server(["preprocess"], repository=repository) as server:
+        with pytest.raises(ServerError, match=r"could not load model 'postprocess': .*no_such_package"):
+            server.load("postprocess")
+        server.check()
+        assert server.models == {"preprocess": [1]}
+
+
+def test_an_unknown_model_is_named_before_anything_is_started(launches):
+    with pytest.raises(ServerStartError, match=r"no model named ensemble_latset; .* has: ensemble_append, ") as caught:
+        start_server(["ensemble_latset", MODEL])
+    assert caught.value.models == ("ensemble_latset",)
+    with pytest.raises(ServerStartError, match="no model was asked for"):
+        start_server([])
+    assert launches == []
+
+
+def test_a_repository_that_is_not_there_is_named(tmp_path, launches):
+    with pytest.raises(ServerStartError, match="nowhere has: no models"):
+        start_server([MODEL], repository=tmp_path / "nowhere")
+    assert launches == []
+
+
+def test_a_server_that_does_not_get_ready_is_given_up(launches, monkeypatch):
+    monkeypatch.setattr(server_module, "START_SECONDS", 0.05)
+    with pytest.raises(ServerStartError, match="tritonserver was not ready after 0 s"):
+        start_server([MODEL])
+    assert_gone(launches[0])
+
+
+# --- ports and identity -----------------------------------------------------------------------------------------------
+
+
+def give_port_once(monkeypatch: pytest.MonkeyPatch, which: str, port: int, times: int = 1) -> None:
+    """Let the first `times` starts get a port that somebody else listens on."""
+    left = [times]
+
+    @contextlib.contextmanager
+    def some_taken() -> Iterator[Ports]:
+        with reserved_ports() as ports:
+            left[0] -= 1
+            yield Ports(**{**vars(ports), which: port}) if left[0] >= 0 else ports
+
+    monkeypatch.setattr(server_module, "reserved_ports", some_taken)
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """The port of a listener that lets nobody share it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def left_but_for(launch: Launch, port: int) -> list[str]:
+    """What is left of a server, but for the port that was never its own."""
+    return [*command_lines(launch.shm_prefix), *(p.name for p in Path("/dev/shm").glob(f"{launch.shm_prefix}*"))]
+
+
+@pytest.mark.parametrize("which", ["http", "grpc", "metrics"])
+def test_a_taken_port_is_no_failure(which, listener, launches, monkeypatch):
+    give_port_once(monkeypatch, which, listener)
+    with start_server([MODEL]) as server:
+        assert len(launches) == 2
+        assert getattr(launches[0].ports, which) == listener
+        assert listener not in vars(launches[1].ports).values()
+        assert server.metadata["name"] == launches[1].id
+        assert stream(server, MODEL, PROMPT).text == TEXT
+        assert not left_but_for(launches[0], listener)
+
+
+def test_ports_taken_every_time_are_said(listener, launches, monkeypatch):
+    monkeypatch.setattr(server_module, "PORT_TRIES", 2)
+    give_port_once(monkeypatch, "http", listener, times=2)
+    with pytest.raises(ServerStartError, match="found its ports taken 2 times in a row"):
+        start_server(["postprocess"])
+    assert len(launches) == 2
+    assert not any(left_but_for(launch, listener) for launch in launches)
+
+
+@contextlib.contextmanager
+def foreign_server(body: bytes) -> Iterator[int]:
+    """An HTTP server that answers 200 with `body` to everything; its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield serving.server_port
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"name": "triton", "version": "2.51.0"}', b"<html>hello</html>", b"[]", b"{}", b"\xff"]
+)
+def test_another_server_that_answers_is_not_mistaken(body, launches, monkeypatch):
+    """Where two listeners share a port, the kernel hands a connection to either: here, at first, to the other one."""
+    http_get = server_module._http_get
+    with foreign_server(body) as foreign:
+
+        def misled(port: int, path: str) -> bytes | None:
+            return http_get(foreign if port == launches[0].ports.http else port, path)
+
+        monkeypatch.setattr(server_module, "_http_get", misled)
+        with start_server(["postprocess"]) as server:
+            assert len(launches) == 2
+            assert server.metadata["name"] == launches[1].id
+        assert_gone(launches[0])
+
+
+def test_a_listener_that_does_not_speak_http_is_no_answer():
+    def greet(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=greet, args=[listening])
+        thread.start()
+        assert server_module._http_get(listening.getsockname()[1], "/v2") is None
+        thread.join()
+
+
+# --- a server that dies -----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_server_is_noticed_at_once_and_can_be_restarted(launches):
+    server = start_server([MODEL])
+    arriving = iter_stream(server, MODEL, "x", 30_000, forced_ids=[64] * 30_000)
+    next(arriving)
+    triton_process(server).kill()
+    with pytest.raises(ServerDiedError, match="tritonserver ended") as caught:
+        list(arriving)
+    assert "still says it is ready" not in str(caught.value)
+    with pytest.raises(ServerDiedError, match=r"tritonserver ended.*restart\(\)") as caught:
+        server.check()
+    with pytest.raises(ServerDiedError, match="tritonserver ended"):
+        stream(server, MODEL, PROMPT)
+    server.restart()
+    assert_gone(launches[0])
+    assert stream(server, MODEL, PROMPT).text == TEXT
+    kill_and_stop(server)
+
+
+@pytest.mark.parametrize("name", ["inference version 4", "postprocess version 1"])
+def test_a_killed_stub_is_noticed_by_a_running_stream(name):
+    server = start_server([MODEL])
+    arriving = iter_stream(server, MODEL, "x", 100_000, forced_ids=[64] * 100_000, deadline=300)
+    next(arriving)
+    (stub,) = [process for process, served in server._stubs.items() if served == name]
+    stub.kill()
+    began = time.monotonic()
+    with pytest.raises(ServerDiedError, match=rf"process \(stub\) of {name} ended.*server\.restart\(\)"):
+        list(arriving)
+    assert time.monotonic() - began < 100, "it was the deadline that ended the stream"
+    with pytest.raises(ServerDiedError, match=rf"process \(stub\) of {name} ended"):
+        server.check()
+    kill_and_stop(server)
+
+
+def test_a_killed_stub_is_noticed_by_the_next_stream():
+    server = start_server([MODEL])
+    (stub,) = [process for process, served in server._stubs.items() if served == "preprocess version 1"]
+    stub.kill()
+    with pytest.raises(ServerDiedError, match=r"process \(stub\) of preprocess version 1 ended"):
+        server.check()
+    with pytest.raises(ServerDiedError, match="preprocess version 1"):
+        stream(server, MODEL, PROMPT)
+    kill_and_stop(server)
+
+
+def test_a_failed_call_of_one_model_tells_of_the_death():
+    server = start_server(["postprocess"])
+    triton_process(server).kill()
+    with pytest.raises(ServerDiedError):
+        until(lambda: server.check(), "the death of the server")
+    kill_and_stop(server)
+
+
+# --- an owner that ends -----------------------------------------------------------------------------------------------
+
+
+class Owner:
+    """A process that starts a server, in a session of its own."""
+
+    def __init__(self, *arguments: str):
+        self.process = subprocess.Popen(
+            [sys.executable, str(OWNER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def line(self) -> str:
+        return self.process.stdout.readline().rstrip("\n")
+
+    def ask(self, command: str) -> str:
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        return self.line()
+
+    def spawned(self) -> Launch:
+        """Wait until the supervisor was started; what it launched."""
+        word, name, *ports = self.line().split()
+        assert word == "spawned"
+        return Launch(find_source(), MODEL_REPOSITORY, [MODEL], name, Ports(*map(int, ports)), Path())
+
+    def interrupt(self) -> None:
+        """Ctrl-C in a terminal, or Jupyter's Interrupt: SIGINT to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def owner(request: pytest.FixtureRequest) -> Iterator[Owner]:
+    made = Owner(*getattr(request, "param", ()))
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.1, 0.2, 0.4])
+def test_an_owner_killed_while_the_server_loads_leaves_nothing(owner, seconds):
+    launch = owner.spawned()
+    time.sleep(seconds)  # the moment is what is tested
+    owner.process.kill()
+    assert_gone(launch)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_an_owner_that_ends_when_the_server_is_ready_leaves_nothing(owner, number):
+    launch = owner.spawned()
+    assert owner.line() == "ready"
+    owner.process.send_signal(number)
+    assert_gone(launch)
+
+
+def test_an_interrupted_owner_keeps_its_server(owner):
+    launch = owner.spawned()
+    assert owner.line() == "ready"
+    for _ in range(3):
+        owner.interrupt()
+        assert owner.line() == "interrupted"
+    assert owner.ask("stream") == TEXT
+    assert owner.ask("stop") == "stopped"
+    assert_gone(launch)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3])
+def test_an_interrupt_while_the_server_loads_leaves_nothing_though_the_owner_lives_on(owner, seconds):
+    launch = owner.spawned()
+    time.sleep(seconds)  # the moment is what is tested
+    owner.interrupt()
+    assert owner.line() == "interrupted while starting"
+    assert_gone(launch)
+    assert owner.process.poll() is None
+
+
+def test_a_second_interrupt_while_the_first_is_served_leaves_nothing(owner):
+    launch = owner.spawned()
+    owner.interrupt()
+    time.sleep(0.1)  # the moment is what is tested
+    owner.interrupt()
+    assert owner.line() in ("interrupted while starting", "interrupted", "")
+    assert_gone(launch)
+
+
+@pytest.mark.parametrize("owner", [("fork",)], indirect=True)
+def test_a_forked_child_of_the_owner_neither_blocks_stop_nor_keeps_the_server(owner):
+    """A child made by fork, such as a multiprocessing worker, holds a copy of the pipe to the supervisor."""
+    launch = owner.spawned()
+    assert owner.line() == "ready"
+    owner.process.stdin.write("stop\n")
+    owner.process.stdin.flush()
+    assert_gone(launch, seconds=20)
+    assert owner.line() == "stopped"
+
+
+@pytest.mark.parametrize("owner", [("fork",)], indirect=True)
+def test_a_forked_child_that_outlives_the_owner_does_not_keep_the_server(owner):
+    launch = owner.spawned()
+    assert owner.line() == "ready"
+    owner.process.kill()
+    assert_gone(launch, seconds=20)
+
+
+# --- a real Jupyter kernel --------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A Jupyter kernel and its client."""
+
+    def __init__(self, folder: Path):
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(cwd=str(folder))
+        self.connect()
+
+    def connect(self) -> None:
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=SECONDS)
+
+    def run(self, code: str) -> str:
+        """What the cell prints; an exception's name and value if it raises."""
+        printed: list[str] = []
+
+        def note(message: dict) -> None:
+            content = message["content"]
+            printed.append(content.get("text", "") or f"{content.get('ename', '')} {content.get('evalue', '')}".strip())
+
+        self.client.execute_interactive(code, timeout=SECONDS, output_hook=note)
+        return "".join(printed)
+
+    def end(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+START = f"""
+from pathlib import Path
+from lab_utils.client import stream
+from lab_utils.launch import Ports
+from lab_utils.server import start_server
+server = start_server(["{MODEL}"])
+print("launch", server._launch.id, *vars(server._launch.ports).values())
+"""
+
+
+def launch_in(printed: str) -> Launch:
+    name, *ports = printed.splitlines()[-1].removeprefix("launch ").split()
+    return Launch(find_source(), MODEL_REPOSITORY, [MODEL], name, Ports(*map(int, ports)), Path())
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    running = Kernel(tmp_path_factory.mktemp("notebook"))
+    yield running
+    running.end()
+
+
+def test_a_cell_shows_progress_and_running_it_again_leaves_one_server(kernel):
+    first = kernel.run(START)
+    assert first.splitlines()[0] == f"starting tritonserver (wheel) with {MODEL}"
+    assert "  inference loaded" in first.splitlines()
+    second = kernel.run(START)
+    assert_gone(launch_in(first))
+    assert kernel.run(f'print(stream(server, "{MODEL}", "{PROMPT}").text)') == f"{TEXT}\n"
+    assert kernel.run("server.stop()") == ""
+    assert_gone(launch_in(second))
+
+
+def test_an_interrupted_cell_keeps_the_server(kernel):
+    launch = launch_in(kernel.run(START))
+    timer = threading.Timer(0.5, kernel.manager.interrupt_kernel)
+    timer.start()
+    assert kernel.run("import time\ntime.sleep(100)").startswith("KeyboardInterrupt")
+    timer.join()
+    assert kernel.run(f'print(stream(server, "{MODEL}", "{PROMPT}").text)') == f"{TEXT}\n"
+    kernel.run("server.stop()")
+    assert_gone(launch)
+
+
+@pytest.mark.parametrize("how", ["restart", "restart at once", "SIGKILL", "shutdown"])
+def test_the_end_of_the_kernel_ends_the_server(kernel, how):
+    launch = launch_in(kernel.run(START))
+    if how == "SIGKILL":
+        os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
+    elif how == "shutdown":
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel(now=False)
+    else:
+        kernel.manager.restart_kernel(now=how == "restart at once")
+    assert_gone(launch)
+    if how == "SIGKILL":
+        kernel.manager.restart_kernel(now=True)
+    if how != "shutdown":
+        kernel.client.stop_channels()
+        kernel.connect()
+
+
+def test_the_log_of_the_server_never_lands_in_a_cell(kernel):
+    """A child that inherits the kernel's output would print into whichever cell is running."""
+    if not kernel.manager.is_alive():
+        kernel.manager.start_kernel()
+        kernel.connect()
+    assert kernel.run(START + "server.stop()").splitlines()[-1].startswith("launch ")
+    assert json.loads(kernel.run("import json; print(json.dumps(1))")) == 1
