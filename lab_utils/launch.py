@@ -1,6 +1,7 @@
 """The command line of a tritonserver, its ports, and the process that watches over it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -171,10 +172,16 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
     The returned process is the supervisor; closing its `stdin` stops the server.
     """
     cleanup = [launch.source.binary, "rm", "--force", launch.id] if launch.source.kind == "docker" else []
-    job = {"command": server_command(launch), "shm_prefix": launch.shm_prefix, "cleanup": cleanup}
+    job = {
+        "command": server_command(launch),
+        "shm_prefix": launch.shm_prefix,
+        "cleanup": cleanup,
+        "owner": os.getpid(),
+    }
     environment = {**os.environ, **launch.source.environment}
     environment.setdefault("OMP_NUM_THREADS", "1")  # the tiny model's matrices are too small for more
     with launch.log_path.open("wb") as log:
+        fcntl.flock(log, fcntl.LOCK_SH)  # held by whoever has the log open: the server's processes, until the last ends
         return subprocess.Popen(
             [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -186,13 +193,23 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
 
 
 def new_folder(name: str) -> Path:
-    """A folder for one server's log; folders of servers older than a day are removed."""
+    """A folder for one server's log; folders older than a day are removed, unless their server still runs."""
     home = Path(tempfile.gettempdir(), f"triton-ensemble-lab-{os.getuid()}") if re.search(r"\s", str(STATE)) else STATE
     runs = home / "servers"
     runs.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in runs.iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime > KEEP_LOGS_SECONDS:
+            if time.time() - folder.stat().st_mtime > KEEP_LOGS_SECONDS and not _in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
     (runs / name).mkdir()
     return runs / name
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a process still has this folder's log open."""
+    with contextlib.suppress(FileNotFoundError), (folder / "server.log").open("rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

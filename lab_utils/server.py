@@ -103,15 +103,15 @@ class TritonServer:
         self._supervisor = start_supervised(self._launch)
         try:
             self._wait_until_ready(began + START_SECONDS)
+            ports = self._launch.ports
+            self.grpc_url, self.http_url, self.metrics_url = (
+                f"127.0.0.1:{port}" for port in (ports.grpc, ports.http, ports.metrics)
+            )
+            self._stubs = self._find_stubs()
+            self._report(f"ready after {time.monotonic() - began:.1f} s on {self.device}")
         except BaseException:
             self._end()
             raise
-        ports = self._launch.ports
-        self.grpc_url, self.http_url, self.metrics_url = (
-            f"127.0.0.1:{port}" for port in (ports.grpc, ports.http, ports.metrics)
-        )
-        self._stubs = self._find_stubs()
-        self._report(f"ready after {time.monotonic() - began:.1f} s on {self.device}")
 
     def _wait_until_ready(self, deadline: float) -> None:
         reported = 0
@@ -132,7 +132,7 @@ class TritonServer:
             return False
         if _http_get(self._launch.ports.http, "/v2/health/ready") is None:
             return False
-        if json.loads(_http_get(self._launch.ports.http, "/v2") or "{}").get("name") != self._launch.id:
+        if _name_in(_http_get(self._launch.ports.http, "/v2")) != self._launch.id:
             raise _PortTakenError
         if "failed to start Metrics service" in self.log:
             raise _PortTakenError
@@ -159,8 +159,10 @@ class TritonServer:
             shutil.rmtree(self._launch.folder, ignore_errors=True)
 
     def _end(self) -> None:
-        self._supervisor.stdin.close()
-        self._supervisor.wait()
+        with contextlib.suppress(BrokenPipeError):  # it ended by itself
+            self._supervisor.communicate(
+                b"stop"
+            )  # a word, not only the end of the pipe: a forked child may hold it open
         self._supervisor, self._stubs = None, {}
         self.grpc_url = self.http_url = self.metrics_url = ""
 
@@ -359,10 +361,19 @@ def _http_get(port: int, path: str) -> bytes | None:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.read() if answer.status == 200 else None
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
+
+
+def _name_in(metadata: bytes | None) -> str:
+    """The server's name in the answer to ``GET /v2``; empty where it is not such an answer."""
+    try:
+        answer = json.loads(metadata or b"")
+    except ValueError:
+        return ""
+    return answer.get("name", "") if isinstance(answer, dict) else ""
 
 
 def _is_alive(process: psutil.Process) -> bool:

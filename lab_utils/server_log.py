@@ -51,7 +51,7 @@ def _cause(line: str) -> tuple[str, str]:
 
 def port_taken(text: str) -> bool:
     """Whether a listener found its port taken."""
-    return "already in use" in text
+    return re.search(r"Socket '[^']*' already in use", text) is not None
 
 
 def tail(text: str, lines: int) -> str:

@@ -1,11 +1,14 @@
 """Run one tritonserver for another process, its owner, and end it when the owner is gone.
 
-Usage: ``python supervisor.py '{"command": [...], "shm_prefix": "...", "cleanup": [...]}'``
+Usage: ``python supervisor.py '{"command": [...], "shm_prefix": "...", "cleanup": [...], "owner": PID}'``
 
-Standard input is a pipe whose other end the owner holds and never writes to. End of file means that the owner closed it
-or is dead, however it died. Then, or at SIGTERM, the server is asked to stop, after a grace period its whole process
-group is killed, and the shared-memory files that begin with the prefix are removed. The server runs in a session of its
-own, so Ctrl-C in the owner's terminal or *Interrupt kernel* never reaches it.
+The server runs until the owner says a word on standard input or closes it, until the owner's process is gone, however
+it ended, or until SIGTERM. Then the server is asked to stop, after a grace period its whole process group is killed, and
+the shared-memory files that begin with the prefix are removed. The server runs in a session of its own, so Ctrl-C in the
+owner's terminal or *Interrupt kernel* never reaches it.
+
+The pipe alone is not enough: a child that the owner forked holds its other end open. The owner's process alone is not
+enough either: an owner lives on when it only drops its server.
 
 This file needs the standard library only: it runs with ``python -I -S``, which starts in a few milliseconds.
 """
@@ -28,9 +31,12 @@ def main(job: dict) -> int:
     """Run the job's command until it ends or has to; returns the command's exit status (128 + n for signal n)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup = signal_pipe()
+    owner = os.pidfd_open(job["owner"])
+    if os.getppid() != job["owner"]:
+        return 1  # the owner was gone before its process could be watched
     server = subprocess.Popen(job["command"], stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_for_any(0, wakeup, os.pidfd_open(server.pid))
+        wait_for_any(0, owner, wakeup, os.pidfd_open(server.pid))
         status = stop(server)
     finally:
         kill_group(server.pid)

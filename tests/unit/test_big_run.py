@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab_utils import big_run as module
-from lab_utils.big_run import BigRun, Plan, available_memory, big_run, machine_lock, needs, plan
+from lab_utils.big_run import BigRun, Plan, available_memory, big_run, free_shared_memory, machine_lock, needs, plan
 
 GIB = 2**30
 PLENTY = 2**50
@@ -60,6 +60,11 @@ def test_the_limit_names_memory():
 
 def test_the_limit_names_shared_memory():
     assert plan(28, PLENTY, 64 * 2**20) == Plan(23, "iteration 24 needs 0.12 GiB of /dev/shm; 0.06 GiB are free")
+
+
+def test_the_limit_names_what_is_short_and_not_what_just_fits():
+    memory, _ = needs(28)
+    assert "of /dev/shm" in plan(28, memory, 0).limit
 
 
 def test_with_nothing_at_all_it_still_goes_to_20():
@@ -157,6 +162,7 @@ def test_without_proc_the_machine_counts(machine):
 
 def test_this_machine_has_memory():
     assert 0 < available_memory() <= module.psutil.virtual_memory().total
+    assert 0 <= free_shared_memory() <= module.psutil.disk_usage("/dev/shm").total
 
 
 # --- one at a time ------------------------------------------------------------------------------------------------
@@ -351,6 +357,11 @@ def test_only_dims_travel_and_the_last_message_is_allowed_to_be_as_long_as_it_ge
     assert (run.n, run.limit) == (24, "")
     assert fake.asked["dims_only"] is True
     assert (fake.asked["max_tokens"], fake.asked["max_message_ids"]) == (24, run.lengths[-1])
+
+
+def test_without_a_wish_it_goes_to_28_where_there_is_room(fake, monkeypatch):
+    monkeypatch.setattr(module, "available_memory", lambda: PLENTY)
+    assert big_run(report=lambda _: None).lengths[-1] == 134_217_728
 
 
 def test_the_learner_is_told_how_far_it_goes_and_why(fake):

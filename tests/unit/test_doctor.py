@@ -12,7 +12,7 @@ import pytest
 from lab_utils import doctor
 from lab_utils.device import CPU, Device
 from lab_utils.doctor import NOTE, OK, PROBLEM, Finding
-from lab_utils.server import ServerStartError
+from lab_utils.server import MODEL_REPOSITORY, ServerStartError
 from lab_utils.sources import ServerNotFoundError, Source
 
 GIB = 2**30
@@ -46,6 +46,12 @@ def test_advice_stands_below_in_the_third_column():
     assert first == "problem gpu            none"
     assert second == " " * 23 + "-> buy one"
     assert first.index("none") == second.index("->")
+
+
+def test_a_place_inside_the_checkout_is_told_as_seen_from_there():
+    """Lesson 00 shows the findings, and is committed with its outputs."""
+    place = MODEL_REPOSITORY.parent / ".venv" / "lib"
+    assert str(Finding(OK, "server", f"at {place}, starts")) == "ok      server         at .venv/lib, starts"
 
 
 def test_everything_is_looked_at_in_order(monkeypatch):
@@ -154,7 +160,7 @@ def test_a_server_that_does_not_start(server, monkeypatch):
         doctor, "start_server", raising(ServerStartError("postprocess failed to load", ["postprocess"]))
     )
     finding = doctor.check_server()
-    assert (finding.level, finding.found) == (PROBLEM, "postprocess failed to load")
+    assert (finding.level, finding.name, finding.found) == (PROBLEM, "server", "postprocess failed to load")
 
 
 def test_a_server_source_with_a_spelling_mistake(monkeypatch):
@@ -233,7 +239,7 @@ def test_a_compiler(monkeypatch, tmp_path, present, found):
 def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = doctor.check_compiler()
-    assert (finding.level, finding.found) == (NOTE, "no g++ or clang++")
+    assert (finding.level, finding.name, finding.found) == (NOTE, "compiler", "no g++ or clang++")
     assert "g++" in finding.advice
 
 
@@ -251,8 +257,9 @@ def test_memory(monkeypatch, memory, shared, level, n):
     monkeypatch.setattr(doctor.big_run, "available_memory", lambda: memory)
     monkeypatch.setattr(doctor.big_run, "free_shared_memory", lambda: shared)
     finding = doctor.check_memory()
-    assert finding.level == level
-    assert finding.found.endswith(f"the big run goes to iteration {n}")
+    assert (finding.level, finding.name) == (level, "memory")
+    free = f"{memory / GIB:.1f} GiB free, {shared / GIB:.1f} GiB in /dev/shm"
+    assert finding.found == f"{free}: the big run goes to iteration {n}"
     assert ("--shm-size" in finding.advice) == (level == PROBLEM)
 
 
@@ -277,6 +284,6 @@ def test_no_ports(monkeypatch, step):
     monkeypatch.setattr(Socket, step, raising(OSError(99, "Cannot assign requested address")))
     monkeypatch.setattr(doctor.socket, "socket", Socket)
     finding = doctor.check_ports()
-    assert finding.level == PROBLEM
+    assert (finding.level, finding.name) == (PROBLEM, "ports")
     assert "Cannot assign requested address" in finding.found
     assert "loopback" in finding.advice

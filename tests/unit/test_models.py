@@ -529,6 +529,12 @@ def test_without_a_parameter_the_configs_default_is_the_limit(rungs):
     assert "message 22 would hold 2,097,152 ids; at most 1,048,576 are allowed" in errors(sent)[-1]
 
 
+@pytest.mark.parametrize("limit", [1, 134_217_728])
+def test_the_bounds_of_the_limit_are_allowed(inference, limit):
+    (sent,) = serve(inference, Request(f'{{"max_message_ids": {limit}}}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[2]))
+    assert errors(sent) == ["", ""]
+
+
 def test_a_prompt_that_the_model_has_nothing_to_say_to_still_gets_a_message(inference, monkeypatch):
     """A decoupled step that answers nothing leaves the ensemble's request in flight for good."""
     monkeypatch.setattr(inference, "transformer", SimpleNamespace(generate=lambda ids, most: iter(())))

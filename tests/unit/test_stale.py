@@ -20,6 +20,14 @@ from lab_utils import stale
 WAIT = "read line"  # ends when standard input does
 DEAF = "trap '' TERM; echo deaf; read line"
 SUPERVISOR = "import sys; sys.stdin.read()"
+ORDERLY = """
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("ready", flush=True)
+signal.sigwait({signal.SIGTERM})
+time.sleep(0.2)  # ending a server takes a while
+open(sys.argv[2], "w").close()
+"""
 
 
 class Processes:
@@ -46,11 +54,11 @@ class Processes:
             [name, "-c", script, "/models/preprocess/1/model.py", f"{self.prefix}{server_id}_{uuid.uuid4()}"]
         )
 
-    def supervisor(self, server_id: str) -> subprocess.Popen:
+    def supervisor(self, server_id: str, script: str = SUPERVISOR, *more: str, **options) -> subprocess.Popen:
         job = f'{{"command": ["tritonserver"], "shm_prefix": "{self.prefix}{server_id}_", "cleanup": []}}'
         file = self.shared_memory.parent / "supervisor.py"
-        file.write_text(SUPERVISOR)
-        return self.start([sys.executable, "-I", "-S", str(file), job], executable=sys.executable)
+        file.write_text(script)
+        return self.start([sys.executable, "-I", "-S", str(file), job, *more], executable=sys.executable, **options)
 
     def file(self, name: str) -> Path:
         path = self.shared_memory / name
@@ -89,6 +97,7 @@ def alive(process: subprocess.Popen) -> bool:
 
 def test_the_real_prefix_holds_the_user_and_finds_a_servers_id():
     assert f"triton_lab_{os.getuid()}_" == stale.SHM_PREFIX
+    assert Path("/dev/shm") == stale.SHARED_MEMORY
     assert stale.SERVER_ID.search(f"x={stale.SHM_PREFIX}0123456789ab_cd")[1] == "0123456789ab"
     assert stale.SERVER_ID.search(f"triton_lab_{os.getuid() + 1}_0123456789ab_") is None
 
@@ -157,6 +166,15 @@ def test_the_supervisor_is_asked_first_and_may_end_the_rest_itself(processes, mo
     stale.stop_servers(everything=True)
     assert signals[0] == ([supervisor.pid], stale.signal.SIGTERM)
     assert ([supervisor.pid, server.pid], stale.signal.SIGKILL) in signals
+
+
+def test_the_supervisor_is_given_time_to_end_its_server_in_order(processes, tmp_path):
+    """Killed at once, it would leave what it was about to clean up."""
+    cleaned = tmp_path / "cleaned"
+    supervisor = processes.supervisor(new_id(), ORDERLY, str(cleaned), stdout=subprocess.PIPE)
+    assert supervisor.stdout.readline() == b"ready\n"
+    stale.stop_servers(everything=True)
+    assert cleaned.exists()
 
 
 def test_who_does_not_listen_is_killed(processes, monkeypatch):
