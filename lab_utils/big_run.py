@@ -51,11 +51,21 @@ def needs(n: int) -> tuple[int, int]:
 def available_memory() -> int:
     """Bytes of memory that this process may still use: the machine's, or less where a control group limits it."""
     limits = [psutil.virtual_memory().available]
-    group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+    group = _control_group()
     for folder in [group, *group.parents]:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit here
             limits.append(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
     return max(0, min(limits))
+
+
+def _control_group() -> Path:
+    """The folder of this process' control group (version 2), or the root's where none is told."""
+    root = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("0::/"):
+                return root / line.removeprefix("0::/")
+    return root
 
 
 def free_shared_memory() -> int:
@@ -87,13 +97,17 @@ def machine_lock(report: Callable[[str], None], path: Path = SHARED_MEMORY) -> I
     TimeoutError
         Somebody else held it for `WAIT_SECONDS`.
     """
+    if not path.exists():  # no embedded server runs without it: nothing to guard
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        if not _try_lock(descriptor):
+            report("another learner's big run is under way on this machine; waiting for it to end")
         deadline = time.monotonic() + WAIT_SECONDS
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"another big run held the lock on {path} for {WAIT_SECONDS:.0f} s; try again later")
-            report("another learner's big run is under way on this machine; waiting for it to end")
             time.sleep(1.0)
         yield
     finally:
@@ -128,11 +142,13 @@ def big_run(wanted: int = 28, report: Callable[[str], None] = print) -> BigRun:
     """
     if not 1 <= wanted <= 28:
         raise ValueError(f"wanted is {wanted}; expected 1 to 28 (28 means 134,217,728 ids in one message)")
+    # The lock goes on until the server has stopped: only then its memory is free again.
     with machine_lock(report), start_server(["ensemble_append"], report=report) as server:
-        chosen = plan(wanted, available_memory(), free_shared_memory())
         if server.attached:
             server.reload("inference")
             chosen = Plan(min(wanted, SMALLEST), "the memory of a remote server cannot be checked from here")
+        else:
+            chosen = plan(wanted, available_memory(), free_shared_memory())
         report(f"running to iteration {chosen.n}" + (f" ({chosen.limit})" if chosen.limit else ""))
         result = stream(
             server,

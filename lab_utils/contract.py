@@ -50,11 +50,13 @@ def read_config(model: str, repository: str | Path = MODEL_REPOSITORY) -> ModelC
     """
     path = Path(repository) / model / "config.pbtxt"
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except FileNotFoundError:
         raise ValueError(f"no model {model!r}: {path} does not exist") from None
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a model config: {error}") from None
+    config.name = config.name or model  # as Triton does: a config without a name has that of its folder
+    return config
 
 
 def read_edges(ensemble: str, repository: str | Path = MODEL_REPOSITORY) -> list[Edge]:
@@ -63,7 +65,7 @@ def read_edges(ensemble: str, repository: str | Path = MODEL_REPOSITORY) -> list
     Raises
     ------
     ValueError
-        The model is not an ensemble, or a config cannot be read.
+        The model is not an ensemble, a config cannot be read, or a tensor has no producer.
     """
     config = read_config(ensemble, repository)
     if not config.ensemble_scheduling.step:
@@ -72,21 +74,39 @@ def read_edges(ensemble: str, repository: str | Path = MODEL_REPOSITORY) -> list
     # The client's own ends: what the ensemble takes in is produced by the client, what it gives out is consumed there.
     producers = {tensor.name: (CLIENT, tensor) for tensor in config.input}
     for step, model in steps:
-        declared = {tensor.name: tensor for tensor in model.output}
-        producers |= {name: (model.name, declared[key]) for key, name in step.output_map.items()}
-    repeated = _repeated(steps)
+        producers |= _outputs(ensemble, step, model)
     ends = [*_consumers(steps), *((tensor.name, CLIENT, tensor) for tensor in config.output)]
+    orphans = [name for name, *_ in ends if name not in producers]
+    if orphans:
+        raise ValueError(
+            f"ensemble {ensemble!r}: nothing produces {', '.join(orphans)}; mend its input_map or output_map"
+        )
+    repeated = _repeated(steps, repository)
     return [_edge(name, *producers[name], consumer, tensor, name in repeated) for name, consumer, tensor in ends]
 
 
-def _repeated(steps: list[tuple[ModelEnsembling.Step, ModelConfig]]) -> set[str]:
+def _outputs(ensemble: str, step: ModelEnsembling.Step, model: ModelConfig) -> dict[str, tuple[str, object]]:
+    declared = {tensor.name: tensor for tensor in model.output}
+    unknown = set(step.output_map) - set(declared)
+    if unknown:
+        raise ValueError(f"ensemble {ensemble!r}: model {model.name!r} has no output {', '.join(sorted(unknown))}")
+    return {name: (model.name, declared[key]) for key, name in step.output_map.items()}
+
+
+def _repeated(steps: list[tuple[ModelEnsembling.Step, ModelConfig]], repository: str | Path) -> set[str]:
     """Tensors that travel once for each response: outputs of decoupled steps, and of steps that these feed."""
     repeated: set[str] = set()
     for _ in steps:  # as often as there are steps: enough for any order they are written in
         for step, model in steps:
-            if model.model_transaction_policy.decoupled or repeated & set(step.input_map.values()):
+            if _is_decoupled(model, repository) or repeated & set(step.input_map.values()):
                 repeated |= set(step.output_map.values())
     return repeated
+
+
+def _is_decoupled(model: ModelConfig, repository: str | Path) -> bool:
+    """Whether a model may answer more than once; an ensemble may if one of its steps does."""
+    inner = (read_config(step.model_name, repository) for step in model.ensemble_scheduling.step)
+    return model.model_transaction_policy.decoupled or any(_is_decoupled(step, repository) for step in inner)
 
 
 def _consumers(steps: list[tuple[ModelEnsembling.Step, ModelConfig]]) -> list[tuple]:

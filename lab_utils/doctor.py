@@ -16,8 +16,8 @@ import numpy as np
 
 from lab_utils import big_run
 from lab_utils.device import first_device
-from lab_utils.server import MODEL_REPOSITORY, ServerError, start_server
-from lab_utils.sources import ServerNotFoundError, find_source
+from lab_utils.server import MODEL_REPOSITORY, start_server
+from lab_utils.sources import find_source
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -68,7 +68,7 @@ def check_server() -> Finding:
         source = find_source()
         with start_server(["postprocess"]) as server:
             version = server.metadata["version"]
-    except (ServerNotFoundError, ServerError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         return Finding(PROBLEM, "server", str(error), "see README, What is supported")
     return Finding(OK, "server", f"tritonserver {version} ({source.kind}: {source.place}), starts and stops")
 
@@ -98,7 +98,10 @@ def check_compiler() -> Finding:
 
 def check_memory() -> Finding:
     """Memory and /dev/shm decide how far the big run of lesson 02 goes."""
-    memory, shared = big_run.available_memory(), big_run.free_shared_memory()
+    try:
+        memory, shared = big_run.available_memory(), big_run.free_shared_memory()
+    except FileNotFoundError as error:
+        return Finding(NOTE, "memory", f"no shared memory here: {error}", "use a container or TRITON_GRPC_URL")
     n = big_run.plan(28, memory, shared).n
     found = f"{memory / 2**30:.1f} GiB free, {shared / 2**30:.1f} GiB in /dev/shm: the big run goes to iteration {n}"
     if shared < 64 * 2**20:

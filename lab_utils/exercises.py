@@ -1,6 +1,7 @@
 """Check the answers to the lessons' exercises: say what is wrong with a wrong one, and why a right one is right."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,17 +37,16 @@ def verdict(name: str, answer: object) -> str:
         return NOT_ANSWERED
     try:
         problem = exercise.problem(_plain(answer))
-    except Exception as error:  # whatever a learner wrote must not end in a traceback
-        problem = f"your answer could not be used: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # whatever a learner wrote must not end in a traceback
+        problem = f"your answer could not be used: {''.join(traceback.format_exception_only(error)).strip()}"
     if problem == NOT_ANSWERED:
         return problem
     return f"not yet: {problem}" if problem else f"right. {exercise.why}"
 
 
 def _unanswered(answer: object) -> bool:
-    if isinstance(answer, Mapping):
-        return any(_unanswered(part) for part in answer.values())
-    return answer is ... or (isinstance(answer, list | tuple | set) and any(part is ... for part in answer))
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list | tuple | set) else ()
+    return answer is ... or any(part is ... for part in parts)
 
 
 def _plain(answer: object) -> object:
@@ -67,6 +67,8 @@ def equals(expected: object, otherwise: str, mistakes: Iterable[tuple[object, st
         for wrong, words in mistakes:
             if type(answer) is type(wrong) and answer == wrong:
                 return words
+        if isinstance(expected, set) and isinstance(answer, list) and sorted(map(str, answer)) == sorted(expected):
+            return "the names are right; write them as a set, in curly brackets"
         return otherwise
 
     return problem

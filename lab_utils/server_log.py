@@ -8,6 +8,7 @@ CAUSES = (
     re.compile(r"failed to load '(?P<model>[^']+)' version \d+: .*", re.S),
     re.compile(r"Poll failed for model directory '(?P<model>[^']+)': .*", re.S),
     re.compile(r"failed to poll model '(?P<model>[^']+)'.*", re.S),
+    re.compile(r".*Model '(?P<model>[^']+)' loading failed with error: at least one version must be.*", re.S),
 )
 CREATING = re.compile(r"error: creating server: .*?load failed for model '(?P<model>[^']+)': .*")
 NO_GPU = re.compile(r"CudaDriverHelper|unable to create stream|initialize NVML|DCGM unable")
@@ -45,7 +46,7 @@ def _cause(line: str) -> tuple[str, str]:
     message = record.group(1) if record else line
     for pattern in CAUSES if record else (CREATING,):
         if match := pattern.match(message):
-            return match["model"], message.replace("\\n", "\n").rstrip()
+            return match["model"], message.replace("\\n", "\n").replace('\\"', '"').rstrip()
     return "", ""
 
 

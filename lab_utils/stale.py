@@ -14,6 +14,8 @@ from lab_utils.launch import SHM_PREFIX
 
 SHARED_MEMORY = Path("/dev/shm")
 SERVER_ID = re.compile(re.escape(SHM_PREFIX) + r"([0-9a-f]{12})_")
+SUPERVISOR = "supervisor.py"
+ROLES = {SUPERVISOR, "tritonserver", "triton_python_backend_stub", "docker"}  # who a server's processes are
 END_SECONDS = 12.0
 
 
@@ -39,22 +41,22 @@ def lab_servers() -> list[LabServer]:
     """This user's lab servers, known by the shared-memory prefix on the command line of each of their processes."""
     servers: dict[str, LabServer] = {}
     for process, command in _own_processes():
-        match = SERVER_ID.search(command)
-        if match is None:
-            continue
+        match = SERVER_ID.search(" ".join(command))
+        if match is None or not ROLES & {Path(part).name for part in command[:4]}:
+            continue  # not ours, or somebody who only looks at our files
         server = servers.setdefault(match[1], LabServer(match[1]))
-        if "supervisor.py" in command:
+        if SUPERVISOR in {Path(part).name for part in command[:4]}:
             server.supervisor = process
         else:
             server.others.append(process)
     return list(servers.values())
 
 
-def _own_processes() -> Iterator[tuple[psutil.Process, str]]:
+def _own_processes() -> Iterator[tuple[psutil.Process, list[str]]]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.uids().real == os.getuid() and process.pid != os.getpid():
-                yield process, " ".join(process.cmdline())
+                yield process, process.cmdline()
 
 
 def stop_servers(everything: bool = False) -> Stopped:
@@ -74,7 +76,7 @@ def stop_servers(everything: bool = False) -> Stopped:
             continue
         _end(server)
         ended.append(server.id)
-    return Stopped(ended, in_use, _remove_shared_memory(in_use))
+    return Stopped(ended, in_use, _remove_shared_memory())
 
 
 def _end(server: LabServer) -> None:
@@ -92,11 +94,10 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def _remove_shared_memory(in_use: list[str]) -> int:
-    removed = 0
-    for path in SHARED_MEMORY.glob(f"{SHM_PREFIX}*"):
-        match = SERVER_ID.match(path.name)
-        if match and match[1] not in in_use:
-            path.unlink(missing_ok=True)
-            removed += 1
-    return removed
+def _remove_shared_memory() -> int:
+    files = [(path, SERVER_ID.match(path.name)) for path in SHARED_MEMORY.glob(f"{SHM_PREFIX}*")]
+    live = {server.id for server in lab_servers()}  # looked up after the files: a server is there before its files are
+    ownerless = [path for path, match in files if match and match[1] not in live]
+    for path in ownerless:
+        path.unlink(missing_ok=True)
+    return len(ownerless)

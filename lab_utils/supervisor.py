@@ -2,10 +2,10 @@
 
 Usage: ``python supervisor.py '{"command": [...], "shm_prefix": "...", "cleanup": [...], "owner": PID}'``
 
-The server runs until the owner says a word on standard input or closes it, until the owner's process is gone, however
-it ended, or until SIGTERM. Then the server is asked to stop, after a grace period its whole process group is killed, and
-the shared-memory files that begin with the prefix are removed. The server runs in a session of its own, so Ctrl-C in the
-owner's terminal or *Interrupt kernel* never reaches it.
+The server runs until the owner says a word on standard input or closes it, until the owner's process is gone,
+however it ended, or until SIGTERM. Then the server is asked to stop, after a grace period its whole process group is
+killed, and the shared-memory files that begin with the prefix are removed. The server runs in a session of its own, so
+Ctrl-C in the owner's terminal or *Interrupt kernel* never reaches it.
 
 The pipe alone is not enough: a child that the owner forked holds its other end open. The owner's process alone is not
 enough either: an owner lives on when it only drops its server.

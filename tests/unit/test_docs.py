@@ -16,7 +16,7 @@ LINK = re.compile(r"\[[^\]]*\]\(<?([^)<>\s]+)>?(?:\s+\"[^\"]*\")?\)")
 # The parts are joined here, so that this file does not hold what it looks for.
 REGISTRIES = ["pypi" + ".org", "python" + "hosted.org", "anaconda" + ".org", "npmjs" + ".org", "proxy.golang" + ".org"]
 REGISTRY = re.compile("|".join(map(re.escape, REGISTRIES)) + r"|index-url[= ]+\S*://")
-PLACEHOLDERS = "(?!me/|me\\b|you/|user/|jovyan\\b)"  # stand for anybody's home
+PLACEHOLDERS = r"(?!(?:me|you|user|jovyan|Ada)\b)"  # stand for anybody's home
 OWN_FOLDER = re.compile(r"(?<![\w.$}~-])/(?:ho" + "me/" + PLACEHOLDERS + r"|ro" + r"ot/|wo" + r"rk/|Us" + r"ers/)[\w.]")
 
 

@@ -1,6 +1,7 @@
 """Reading server logs: excerpts of what tritonserver 2.51.0 wrote about broken copies of this model repository.
 
 The excerpts are cut (fewer lines, fewer frames of tracebacks), and paths are shortened; nothing else is changed.
+`SOME_SOCKET` alone is made up: `QUOTED` with another error.
 """
 # ruff: noqa: E501
 
@@ -43,7 +44,7 @@ SYNTAX = (
     + """\
 E1123 07:45:12.879746 19139 backend_model.cc:692] "ERROR: Failed to create instance: SyntaxError: invalid syntax (model.py, line 1)"
 E1123 07:45:12.879843 19139 model_lifecycle.cc:642] "failed to load 'postprocess' version 1: Internal: SyntaxError: invalid syntax (model.py, line 1)"
-I1123 07:45:12.879870 19139 model_lifecycle.cc:777] "failed to load 'postprocess'"
+I1123 07:45:12.879856 19139 model_lifecycle.cc:777] "failed to load 'postprocess'"
 E1123 07:45:13.021475 19139 model_repository_manager.cc:703] "Invalid argument: ensemble 'ensemble_latest' depends on 'postprocess' which has no loaded version. Model 'postprocess' loading failed with error: version 1 is at UNAVAILABLE state: Internal: SyntaxError: invalid syntax (model.py, line 1);"
 error: creating server: Invalid argument - load failed for model 'ensemble_latest': ensemble 'ensemble_latest' depends on 'postprocess' which has no loaded version. Model 'postprocess' loading failed with error: version 1 is at UNAVAILABLE state: Internal: SyntaxError: invalid syntax (model.py, line 1);
 """
@@ -72,7 +73,7 @@ EVERY_VERSION = (
     HEAD
     + r"""
 E1123 07:45:04.978471 18552 model_lifecycle.cc:642] "failed to load 'inference' version 2: Internal: RuntimeError: weights are gone\n\nAt:\n  /models/inference/streaming.py(46): initialize\n"
-E1123 07:45:04.993933 18552 model_lifecycle.cc:642] "failed to load 'inference' version 1: Internal: RuntimeError: weights are gone\n\nAt:\n  /models/inference/streaming.py(46): initialize\n"
+E1123 07:45:04.993935 18552 model_lifecycle.cc:642] "failed to load 'inference' version 1: Internal: RuntimeError: weights are gone\n\nAt:\n  /models/inference/streaming.py(46): initialize\n"
 error: creating server: Invalid argument - load failed for model 'ensemble_latest': ensemble 'ensemble_latest' depends on 'inference' which has no loaded version. Model 'inference' loading failed with error: version 2 is at UNAVAILABLE state: Internal: RuntimeError: weights are gone
 """
 )
@@ -126,8 +127,8 @@ error: creating server: Invalid argument - load failed for model 'ensemble_lates
 NO_FOLDER = (
     HEAD
     + """\
-E1123 07:45:07.260145 18683 model_repository_manager.cc:1447] "failed to poll model 'preprocess': model not found in any model repository."
-E1123 07:45:07.260200 18683 model_repository_manager.cc:703] "Invalid argument: ensemble ensemble_latest contains models that are not available or ambiguous: preprocess"
+E1123 07:45:07.425678 18683 model_repository_manager.cc:1415] "failed to poll model 'preprocess': model not found in any model repository."
+E1123 07:45:07.425949 18683 model_repository_manager.cc:703] "Invalid argument: ensemble ensemble_latest contains models that are not available or ambiguous: preprocess"
 error: creating server: Invalid argument - load failed for model 'ensemble_latest': ensemble ensemble_latest contains models that are not available or ambiguous: preprocess
 """
 )
