@@ -10,7 +10,8 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from lab_utils.server import ServerDiedError, TritonServer
+from lab_utils.errors import ServerDiedError
+from lab_utils.server import TritonServer
 
 DEADLINE_SECONDS = 60.0
 CHECK_SECONDS = 0.5  # how often a silent server is looked at
@@ -121,8 +122,10 @@ def stream(server: TritonServer, model: str, prompt: str, max_tokens: int = 8, *
     ------
     StreamError
         The server answered with an error, or the deadline passed. Its `result` keeps what had arrived before.
-    lab_utils.server.ServerDiedError
+    lab_utils.errors.ServerDiedError
         The server, or the process of one of its models, ended meanwhile.
+    ValueError, TypeError
+        An argument is not what it should be.
     """
     observations: list[Observation] = []
     try:
@@ -179,7 +182,7 @@ def iter_stream(
 
     Raises
     ------
-    StreamError, lab_utils.server.ServerDiedError
+    StreamError, lab_utils.errors.ServerDiedError, ValueError, TypeError
         As for `stream`.
     """
     parameters = {"dims_only": dims_only}
@@ -190,12 +193,15 @@ def iter_stream(
     with server.client() as client:
         client.start_stream(lambda result, error: responses.put((result, error, time.perf_counter())))
         began, finished = time.perf_counter(), False
-        client.async_stream_infer(
-            model, inputs, request_id=request_id, parameters=parameters, enable_empty_final_response=True
-        )
         try:
+            client.async_stream_infer(
+                model, inputs, request_id=request_id, parameters=parameters, enable_empty_final_response=True
+            )
             yield from _observations(server, responses, began, deadline)
             finished = True
+        except InferenceServerException as error:
+            server.check()
+            raise StreamError(f"the request could not be sent: {error.message()}") from None
         finally:
             # Cancelling after the final response made some servers fail to stop cleanly.
             client.stop_stream(cancel_requests=not finished)
@@ -237,11 +243,22 @@ def _inputs(prompt: str, max_tokens: int, forced_ids: Sequence[int] | None) -> l
         raise TypeError(f"prompt is {type(prompt).__name__}; expected str")
     tensors: Mapping[str, tuple[np.ndarray, str]] = {
         "PROMPT": (np.array([prompt.encode("utf-8")], dtype=np.object_), "BYTES"),
-        "MAX_TOKENS": (np.array([max_tokens], dtype=np.int32), "INT32"),
+        "MAX_TOKENS": (_int32("max_tokens", [max_tokens]), "INT32"),
     }
     if forced_ids is not None:
-        tensors["FORCED_IDS"] = np.asarray(forced_ids, dtype=np.int32), "INT32"
+        tensors["FORCED_IDS"] = _int32("forced_ids", forced_ids), "INT32"
     return [_input(name, values, dtype) for name, (values, dtype) in tensors.items()]
+
+
+def _int32(name: str, values: Sequence[int]) -> np.ndarray:
+    """The values as an INT32 array of one axis; NumPy alone would wrap or cut what does not fit."""
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.empty(0, dtype=np.int32)
+    limits = np.iinfo(np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
+        raise ValueError(f"{name} is {str(values)[:60]}; expected whole numbers that fit into 32 bits")
+    return array.astype(np.int32)
 
 
 def _input(name: str, values: np.ndarray, dtype: str) -> grpc.InferInput:

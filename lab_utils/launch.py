@@ -19,6 +19,7 @@ import platformdirs
 
 from lab_utils import supervisor
 from lab_utils.device import has_gpu
+from lab_utils.errors import ServerStartError
 from lab_utils.sources import Source
 
 STATE = platformdirs.user_state_path("triton-ensemble-lab")
@@ -130,7 +131,7 @@ def docker_image(launch: Launch) -> str:
 
     Raises
     ------
-    RuntimeError
+    ServerStartError
         The image could not be built; the message holds the end of Docker's output.
     """
     docker, tag = launch.source.binary, f"triton-ensemble-lab:{launch.source.place.rpartition(':')[2]}"
@@ -144,7 +145,7 @@ def docker_image(launch: Launch) -> str:
         [docker, "build", "--tag", tag, "-"], input=recipe, capture_output=True, text=True, check=False
     )
     if built.returncode != 0:
-        raise RuntimeError(f"docker build of {tag} failed:\n{built.stderr[-2000:]}")
+        raise ServerStartError(f"docker build of {tag} failed:\n{built.stderr[-2000:]}")
     return tag
 
 

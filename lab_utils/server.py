@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from lab_utils import server_log
 from lab_utils.device import Device, first_device
+from lab_utils.errors import ServerDiedError, ServerError, ServerStartError
 from lab_utils.launch import Launch, new_folder, reserved_ports, start_supervised
 from lab_utils.sources import Source, find_source
 
@@ -32,22 +33,6 @@ UNLOAD_SECONDS = 15.0
 LOG_LINES = 12
 
 Report = Callable[[str], None]
-
-
-class ServerError(RuntimeError):
-    """A tritonserver did not do what it should; the message says what, why, and what to do next."""
-
-
-class ServerStartError(ServerError):
-    """A tritonserver did not become ready. `models` names the models that failed to load, if that was the reason."""
-
-    def __init__(self, message: str, models: Sequence[str] = ()):
-        super().__init__(message)
-        self.models = tuple(models)
-
-
-class ServerDiedError(ServerError):
-    """A tritonserver, or the process of one of its models, ended although nobody stopped it."""
 
 
 class _PortTakenError(Exception):
@@ -99,8 +84,8 @@ class TritonServer:
         raise ServerStartError(f"tritonserver found its ports taken {PORT_TRIES} times in a row; start it again")
 
     def _launch_once(self) -> None:
-        began = time.monotonic()
         self._supervisor = start_supervised(self._launch)
+        began = time.monotonic()
         try:
             self._wait_until_ready(began + START_SECONDS)
             ports = self._launch.ports
@@ -257,12 +242,20 @@ class TritonServer:
                 f"tritonserver ended with exit status {self._supervisor.returncode}. The end of its log:\n"
                 f"{self.logs()}\nStart it again with server.restart()."
             )
-        dead = [name for process, name in self._stubs.items() if not _is_alive(process)]
+        if all(map(_is_alive, self._stubs)):
+            return
+        known, self._stubs = set(self._stubs.values()), self._find_stubs()
+        dead = sorted(known - set(self._stubs.values()) - self._unloaded(known))
         if dead:
             raise ServerDiedError(
                 f"the Python process (stub) of {', '.join(dead)} ended, although the server still says it is ready. "
                 f"The end of its log:\n{self.logs()}\nStart the server again with server.restart()."
             )
+
+    def _unloaded(self, names: set[str]) -> set[str]:
+        """Those of the model versions that the server does not serve any more: somebody else unloaded them."""
+        served = {f"{model} version {version}" for model, versions in self.models.items() for version in versions}
+        return names - served
 
     def _check_attached(self) -> None:
         try:

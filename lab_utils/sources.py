@@ -52,7 +52,7 @@ def find_source(kind: str | None = None) -> Source:
     ValueError
         `kind` is not one of `SOURCES`.
     """
-    kind = kind or os.environ.get("TRITON_SOURCE")
+    kind = kind or os.environ.get("TRITON_SOURCE") or None
     if kind is not None and kind not in SOURCES:
         raise ValueError(f"server source {kind!r} is not known; use one of {', '.join(SOURCES)}")
     finders = {"attach": _attach, "native": _native, "wheel": _wheel, "docker": _docker}
@@ -71,7 +71,10 @@ def _attach() -> Source | str:
     if not url:
         return "TRITON_GRPC_URL is not set (set it to HOST:PORT of a running server)"
     if not re.fullmatch(r"[^/\s]+:\d+", url):
-        return f"TRITON_GRPC_URL is {url!r}; expected HOST:PORT without a scheme, such as 127.0.0.1:8001"
+        raise ServerNotFoundError(
+            f"TRITON_GRPC_URL is {url!r}; expected HOST:PORT without a scheme, such as 127.0.0.1:8001. Unset it to use "
+            "a server of this machine"
+        )
     return Source("attach", url, grpc_url=url)
 
 

@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
@@ -16,17 +15,6 @@ from lab_utils.server import TritonServer
 RUN_MARK = "TRITON_LAB_TEST_RUN"  # an environment variable that all processes of one test run inherit
 SHARED_MEMORY = Path("/dev/shm")
 SECONDS = 45.0  # a deadline, not a delay: a stop takes 2 s here, more on a busy machine
-
-T = TypeVar("T")
-
-
-def until(look: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
-    """The first true value that `look` returns; fails with `what` when none came in time."""
-    deadline = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.01)
-    return seen
 
 
 def until_none(look: Callable[[], list[str]], what: str, seconds: float = SECONDS) -> None:
