@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 from tritonclient import grpc
@@ -58,6 +60,7 @@ class TritonServer:
         self._repository, self._models, self._flags, self._report = repository, tuple(models), tuple(flags), report
         self._launch: Launch | None = None
         self._supervisor: subprocess.Popen | None = None
+        self._process: psutil.Process | None = None
         self._stubs: dict[psutil.Process, str] = {}
 
     def __enter__(self) -> "TritonServer":
@@ -85,6 +88,8 @@ class TritonServer:
 
     def _launch_once(self) -> None:
         self._supervisor = start_supervised(self._launch)
+        # Popen keeps itself, and so its pipe, alive while its process runs: the server must end with this object.
+        weakref.finalize(self, _close, self._supervisor.stdin)
         began = time.monotonic()
         try:
             self._wait_until_ready(began + START_SECONDS)
@@ -92,6 +97,7 @@ class TritonServer:
             self.grpc_url, self.http_url, self.metrics_url = (
                 f"127.0.0.1:{port}" for port in (ports.grpc, ports.http, ports.metrics)
             )
+            self._process = self._find_process()
             self._stubs = self._find_stubs()
             self._report(f"ready after {time.monotonic() - began:.1f} s on {self.device}")
         except BaseException:
@@ -121,7 +127,14 @@ class TritonServer:
             raise _PortTakenError
         if "failed to start Metrics service" in self.log:
             raise _PortTakenError
-        return "Started Metrics Service" in self.log
+        return self._listens_on(self._launch.ports.metrics)
+
+    def _listens_on(self, port: int) -> bool:
+        """Whether the server itself listens on the port. The log says "Started" also where the port was taken."""
+        if self.source.kind == "docker":  # the listener belongs to a process that cannot be seen from here
+            return "Started Metrics Service" in self.log
+        listeners = self._find_process().net_connections("tcp4")
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in listeners)
 
     def _start_error(self, what: str) -> Exception:
         if server_log.port_taken(self.log):
@@ -130,7 +143,12 @@ class TritonServer:
         reasons = "\n".join(reason for reasons in failures.values() for reason in dict.fromkeys(reasons))
         if failures:
             what = f"{what}: {', '.join(failures)} failed to load"
-        lines = reasons or server_log.tail(self.log, LOG_LINES) or "(the log is empty)"
+        lines = (
+            reasons
+            or server_log.errors(self.log, LOG_LINES)
+            or server_log.tail(self.log, LOG_LINES)
+            or "(the log is empty)"
+        )
         message = f"{what}. Its log says:\n{lines}\nThe whole log: {self._launch.log_path}"
         return ServerStartError(message, list(failures))
 
@@ -144,11 +162,13 @@ class TritonServer:
             shutil.rmtree(self._launch.folder, ignore_errors=True)
 
     def _end(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it ended by itself
-            self._supervisor.communicate(
-                b"stop"
-            )  # a word, not only the end of the pipe: a forked child may hold it open
-        self._supervisor, self._stubs = None, {}
+        pipe = self._supervisor.stdin
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it ended by itself, or an interrupted stop closed it
+            pipe.write(b"stop")  # a word, not only the end of the pipe: a forked child may hold it open
+            pipe.flush()
+        _close(pipe)
+        self._supervisor.wait()
+        self._supervisor, self._process, self._stubs = None, None, {}
         self.grpc_url = self.http_url = self.metrics_url = ""
 
     def restart(self) -> None:
@@ -237,20 +257,23 @@ class TritonServer:
         """
         if self.attached:
             self._check_attached()
-        elif self._supervisor is not None and self._supervisor.poll() is not None:
+        elif self._process is not None and not _is_alive(self._process):
             raise ServerDiedError(
-                f"tritonserver ended with exit status {self._supervisor.returncode}. The end of its log:\n"
+                f"tritonserver ended with exit status {self._supervisor.wait()}. The end of its log:\n"
                 f"{self.logs()}\nStart it again with server.restart()."
             )
-        if all(map(_is_alive, self._stubs)):
-            return
-        known, self._stubs = set(self._stubs.values()), self._find_stubs()
-        dead = sorted(known - set(self._stubs.values()) - self._unloaded(known))
+        elif not all(map(_is_alive, self._stubs)):
+            self._check_stubs()
+
+    def _check_stubs(self) -> None:
+        known, found = set(self._stubs.values()), self._find_stubs()
+        dead = sorted(known - set(found.values()) - self._unloaded(known))
         if dead:
             raise ServerDiedError(
                 f"the Python process (stub) of {', '.join(dead)} ended, although the server still says it is ready. "
                 f"The end of its log:\n{self.logs()}\nStart the server again with server.restart()."
             )
+        self._stubs = found
 
     def _unloaded(self, names: set[str]) -> set[str]:
         """Those of the model versions that the server does not serve any more: somebody else unloaded them."""
@@ -269,6 +292,11 @@ class TritonServer:
     def _refuse_if_attached(self, action: str) -> None:
         if self.attached:
             raise ServerError(f"the server at {self.grpc_url} is run by somebody else: the lab cannot {action}")
+
+    def _find_process(self) -> psutil.Process:
+        """The process of tritonserver itself: the supervisor's only child."""
+        (process,) = psutil.Process(self._supervisor.pid).children()
+        return process
 
     def _find_stubs(self) -> dict[psutil.Process, str]:
         """The Python processes of the models, each with the model and version it serves."""
@@ -345,6 +373,11 @@ def _check_models_exist(repository: Path, models: Sequence[str]) -> None:
     if missing or not models:
         wanted = f"no model named {', '.join(missing)}" if missing else "no model was asked for"
         raise ServerStartError(f"{wanted}; {repository} has: {', '.join(present) or 'no models'}", missing)
+
+
+def _close(pipe: BinaryIO) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
 
 
 def _http_get(port: int, path: str) -> bytes | None:

@@ -11,6 +11,7 @@ CAUSES = (
     re.compile(r".*Model '(?P<model>[^']+)' loading failed with error: at least one version must be.*", re.S),
 )
 CREATING = re.compile(r"error: creating server: .*?load failed for model '(?P<model>[^']+)': .*")
+ERROR = re.compile(r"^error: |unrecognized option|error while loading|^terminate called|^E\d{4} ", re.I)
 NO_GPU = re.compile(r"CudaDriverHelper|unable to create stream|initialize NVML|DCGM unable")
 
 
@@ -53,6 +54,12 @@ def _cause(line: str) -> tuple[str, str]:
 def port_taken(text: str) -> bool:
     """Whether a listener found its port taken."""
     return re.search(r"Socket '[^']*' already in use", text) is not None
+
+
+def errors(text: str, lines: int) -> str:
+    """The first lines that say what stopped the program itself, such as a flag or a library it does not know."""
+    found = [line for line in text.splitlines() if ERROR.search(line) and not NO_GPU.search(line)]
+    return "\n".join(found[:lines])
 
 
 def tail(text: str, lines: int) -> str:

@@ -19,7 +19,9 @@ def run(arguments: list[str]) -> None:
     (volume,) = (value for flag, value in itertools.pairwise(arguments) if flag == "--volume")
     source, target, access = volume.rsplit(":", 2)
     assert (target, access) == ("/models", "ro"), volume
-    mapped = {"--model-repository=/models": f"--model-repository={source}"}
+    models = FOLDER / "models"  # as short and without space as in the container: a stub's arguments break at spaces
+    models.symlink_to(source)
+    mapped = {"--model-repository=/models": f"--model-repository={models}"}
     mapped["--backend-directory=/opt/tritonserver/backends"] = f"--backend-directory={SETTINGS['backends']}"
     flags = arguments[arguments.index("tritonserver") + 1 :]
     command = [SETTINGS["binary"], *(mapped.get(flag, flag) for flag in flags)]

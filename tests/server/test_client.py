@@ -144,7 +144,7 @@ def test_an_unknown_model_is_named(server):
 
 
 def test_a_model_with_other_inputs_is_explained(server):
-    with pytest.raises(StreamError, match="MAX_TOKENS.*preprocess|preprocess.*MAX_TOKENS"):
+    with pytest.raises(StreamError, match=r"MAX_TOKENS.*preprocess|preprocess.*MAX_TOKENS"):
         stream(server, "preprocess", PROMPT)
 
 

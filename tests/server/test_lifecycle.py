@@ -544,6 +544,7 @@ def test_a_killed_stub_is_noticed_by_the_next_stream():
     server = start_server([MODEL])
     (stub,) = [process for process, served in server._stubs.items() if served == "preprocess version 1"]
     stub.kill()
+    until(lambda: not server_module._is_alive(stub), "the stub is dead")
     with pytest.raises(ServerDiedError, match=r"process \(stub\) of preprocess version 1 ended"):
         server.check()
     with pytest.raises(ServerDiedError, match="preprocess version 1"):

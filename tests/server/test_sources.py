@@ -76,12 +76,16 @@ def test_a_model_that_an_attached_server_cannot_load_is_named(address):
     assert caught.value.models == ("nothing",)
 
 
-def test_a_reload_empties_the_buffer_of_an_attached_server(clean_server, address):
-    attached = start_server(["ensemble_append"])
-    for _ in range(2):
-        assert stream(attached, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
-        attached.reload("inference")
-    clean_server.load("inference")  # its own view of the processes, which the other one changed
+def test_a_reload_empties_the_buffer_of_an_attached_server_and_alarms_nobody(monkeypatch):
+    with start_server(["ensemble_append"]) as other:
+        monkeypatch.setenv("TRITON_GRPC_URL", other.grpc_url)
+        attached = start_server(["ensemble_append"])
+        for _ in range(2):
+            assert stream(attached, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
+            attached.reload("inference")
+        attached.check()
+        other.check()  # its models have new processes; none died
+        assert stream(other, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
 
 
 def closed_port() -> int:
@@ -286,8 +290,8 @@ TAG = "triton-ensemble-lab:24.10-py3"
 
 
 def test_the_life_of_a_container(docker, tmp_path):
-    """The name of the repository would do harm in a shell (but none that Triton's own would do)."""
-    repository = tmp_path / "some models; touch pwned & touch pwned | x"
+    """The name of the repository would do harm in a shell."""
+    repository = tmp_path / "models $(touch pwned); `touch pwned` & touch pwned 'x' \"y\""
     shutil.copytree(MODEL_REPOSITORY, repository, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     with start_server([MODEL], source="docker", repository=repository) as server:
         launch = launch_of(server)
@@ -304,7 +308,6 @@ def test_the_life_of_a_container(docker, tmp_path):
         *("--volume", f"{repository}:/models:ro", TAG, "tritonserver"),
     ]
     assert docker.calls_of("rm") == [["rm", "--force", launch.id]]
-    assert not list(tmp_path.rglob("pwned"))
     assert not Path("pwned").exists()
 
 
