@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from jupyter_client.manager import KernelManager
-from leftovers import SECONDS, assert_gone, command_lines, launch_of, port_is_free, triton_process
+from leftovers import SECONDS, assert_gone, command_lines, launch_of, port_is_free, triton_process, until
 
 from lab_utils import launch as launch_module
 from lab_utils import server as server_module
