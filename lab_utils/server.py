@@ -133,8 +133,12 @@ class TritonServer:
         """Whether the server itself listens on the port. The log says "Started" also where the port was taken."""
         if self.source.kind == "docker":  # the listener belongs to a process that cannot be seen from here
             return "Started Metrics Service" in self.log
-        listeners = self._find_process().net_connections("tcp4")
-        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in listeners)
+        with contextlib.suppress(
+            psutil.Error, ServerDiedError
+        ):  # where it ended meanwhile, the caller's next look tells
+            listeners = self._find_process().net_connections("tcp4")
+            return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in listeners)
+        return False
 
     def _start_error(self, what: str) -> Exception:
         if server_log.port_taken(self.log):
@@ -295,8 +299,10 @@ class TritonServer:
 
     def _find_process(self) -> psutil.Process:
         """The process of tritonserver itself: the supervisor's only child."""
-        (process,) = psutil.Process(self._supervisor.pid).children()
-        return process
+        children = psutil.Process(self._supervisor.pid).children()
+        if not children:
+            raise ServerDiedError(f"tritonserver ended. The end of its log:\n{self.logs()}")
+        return children[0]
 
     def _find_stubs(self) -> dict[psutil.Process, str]:
         """The Python processes of the models, each with the model and version it serves."""

@@ -182,7 +182,7 @@ def test_an_observation_says_what_arrived_and_when(server):
 
 def test_the_generator_yields_while_the_stream_goes_on(server):
     """A stream far longer than this test's patience: the first responses must not wait for the last."""
-    arriving = iter_stream(server, MODEL, PROMPT, 20_000, forced_ids=[64] * 20_000)
+    arriving = iter_stream(server, MODEL, PROMPT, 3_000, forced_ids=[64] * 3_000)
     first = list(islice(arriving, 5))
     arriving.close()
     assert [seen.iteration for seen in first] == [1, 2, 3, 4, 5]
@@ -266,9 +266,9 @@ def test_dims_only_says_the_same_dims(server):
 
 def test_a_deadline_ends_the_stream_and_keeps_what_came_before(server):
     with pytest.raises(StreamError, match=r"no end of the stream within its deadline of 0\.3 s") as caught:
-        stream(server, MODEL, PROMPT, 6_000, forced_ids=[64] * 6_000, deadline=0.3)
+        stream(server, MODEL, PROMPT, 3_000, forced_ids=[64] * 3_000, deadline=0.3)
     kept = caught.value.result
-    assert 0 < len(kept.lengths) < 6_000
+    assert 0 < len(kept.lengths) < 3_000
     assert set(kept.lengths) == {1}
     assert stream(server, MODEL, PROMPT).text == " 1 cup flour, 1 cup"
 
