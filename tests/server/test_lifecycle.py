@@ -511,14 +511,18 @@ def test_a_killed_server_is_noticed_at_once_and_can_be_restarted(launches):
     kill_and_stop(server)
 
 
+def check_for(server: TritonServer, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        server.check()
+
+
 def test_a_server_that_somebody_else_ends_is_noticed():
     """Its models go first, then its listeners, at last its process: no step may end in anything but these words."""
     server = start_server([MODEL])
     triton_process(server).terminate()
-    deadline = time.monotonic() + SECONDS
     with pytest.raises(ServerDiedError, match="tritonserver ended"):
-        while time.monotonic() < deadline:
-            server.check()
+        check_for(server, SECONDS)
     server.stop()
     assert_gone(launch_of(server))
 
