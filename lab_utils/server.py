@@ -281,7 +281,10 @@ class TritonServer:
 
     def _unloaded(self, names: set[str]) -> set[str]:
         """Those of the model versions that the server does not serve any more: somebody else unloaded them."""
-        served = {f"{model} version {version}" for model, versions in self.models.items() for version in versions}
+        try:
+            served = {f"{model} version {version}" for model, versions in self.models.items() for version in versions}
+        except InferenceServerException:  # it does not answer any more: it is ending, and its process will tell
+            return names
         return names - served
 
     def _check_attached(self) -> None:
