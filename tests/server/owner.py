@@ -5,7 +5,6 @@ Usage: ``python owner.py``, or ``python owner.py fork``: then it forks a child t
 
 import contextlib
 import os
-import signal
 import sys
 import time
 
@@ -35,20 +34,13 @@ def main(fork: bool) -> None:
     if fork and os.fork() == 0:
         time.sleep(CHILD_SECONDS)
         os._exit(0)
-    hold(signal.SIG_BLOCK)  # an interrupt right after the line is read must find the loop below
-    say("ready" if server else "interrupted while starting")
+    greeting = "ready" if server else "interrupted while starting"
     while True:
         try:
-            hold(signal.SIG_UNBLOCK)
-            obey(server, sys.stdin.readline().strip())
+            word, greeting = greeting, ""
+            say(word) if word else obey(server, sys.stdin.readline().strip())
         except KeyboardInterrupt:
-            hold(signal.SIG_BLOCK)
             say("interrupted")
-
-
-def hold(how: int) -> None:
-    """Block or unblock SIGINT."""
-    signal.pthread_sigmask(how, {signal.SIGINT})
 
 
 def obey(server: lab.TritonServer, command: str) -> None:
