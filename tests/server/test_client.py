@@ -87,7 +87,8 @@ def test_a_prompt_that_is_not_utf_8_is_explained(server, value):
 
 @pytest.mark.parametrize("max_tokens", [0, -1, -(2**31)])
 def test_fewer_than_one_token_is_refused(server, max_tokens):
-    with pytest.raises(StreamError, match=f"MAX_TOKENS is {max_tokens}; ask for at least 1"):
+    words = f"the inference node ended the stream after 0 responses: MAX_TOKENS is {max_tokens}; ask for at least 1"
+    with pytest.raises(StreamError, match=words):  # in-band: an error response would leave the request in flight
         stream(server, MODEL, PROMPT, max_tokens)
 
 

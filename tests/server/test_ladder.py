@@ -219,7 +219,8 @@ def test_a_complete_text_gives_one_message_without_ids(clean_server, corpus):
 def test_a_soft_cap_ends_the_stream_in_band_and_keeps_what_came_before(server, rung):
     if rung == "append":
         server.reload("inference")
-    with pytest.raises(StreamError, match=r"message 5 would hold 16 ids; at most 10 .*max_message_ids") as caught:
+    words = r"the inference node ended the stream after 4 responses: message 5 would hold 16 ids; at most 10 "
+    with pytest.raises(StreamError, match=rf"{words}.*max_message_ids") as caught:
         stream(server, f"ensemble_{rung}", REPORTED_PROMPT, max_message_ids=10)
     assert caught.value.result.lengths == [1, 2, 4, 8]
     assert [seen.index for seen in caught.value.result.observations] == [1, 2, 3, 4]
