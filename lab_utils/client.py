@@ -4,6 +4,7 @@ import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,16 +189,62 @@ def iter_stream(
     parameters = {"dims_only": dims_only}
     if max_message_ids is not None:
         parameters["max_message_ids"] = max_message_ids
-    inputs = _inputs(prompt, max_tokens, forced_ids)
-    responses: queue.SimpleQueue = queue.SimpleQueue()
+    tensors = _inputs(prompt, max_tokens, forced_ids)
+    with closing(_responses(server, model, tensors, parameters, request_id, deadline)) as responses:
+        yield from _observations(responses)
+
+
+def iter_outputs(
+    server: TritonServer,
+    model: str,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    parameters: Mapping[str, str | int | bool] | None = None,
+    request_id: str = "",
+    deadline: float = DEADLINE_SECONDS,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Call any model, decoupled or not, and yield the output tensors of each response, by name.
+
+    Closing the generator cancels the request.
+
+    Parameters
+    ----------
+    server, model, request_id, deadline
+        As for `iter_stream`; `model` may have any tensors.
+    inputs : mapping of str to numpy.ndarray
+        Input tensors by name; text as bytes objects in an array of dtype object.
+    parameters : mapping, optional
+        Parameters of the request.
+
+    Raises
+    ------
+    StreamError, lab_utils.errors.ServerDiedError
+        As for `stream`.
+    """
+    tensors = [_input(name, values, np_to_triton_dtype(values.dtype)) for name, values in inputs.items()]
+    with closing(_responses(server, model, tensors, dict(parameters or {}), request_id, deadline)) as responses:
+        for result, _ in responses:
+            yield {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def _responses(
+    server: TritonServer,
+    model: str,
+    tensors: list[grpc.InferInput],
+    parameters: Mapping[str, object],
+    request_id: str,
+    deadline: float,
+) -> Iterator[tuple[grpc.InferResult, float]]:
+    """Each response that carries tensors, with the seconds from sending the request to its arrival."""
+    arrivals: queue.SimpleQueue = queue.SimpleQueue()
     with server.client() as client:
-        client.start_stream(lambda result, error: responses.put((result, error, time.perf_counter())))
+        client.start_stream(lambda result, error: arrivals.put((result, error, time.perf_counter())))
         began, finished = time.perf_counter(), False
         try:
             client.async_stream_infer(
-                model, inputs, request_id=request_id, parameters=parameters, enable_empty_final_response=True
+                model, tensors, request_id=request_id, parameters=parameters, enable_empty_final_response=True
             )
-            yield from _observations(server, responses, began, deadline)
+            yield from _until_final(server, arrivals, began, deadline)
             finished = True
         except InferenceServerException as error:
             server.check()
@@ -207,23 +254,29 @@ def iter_stream(
             client.stop_stream(cancel_requests=not finished)
 
 
-def _observations(
-    server: TritonServer, responses: queue.SimpleQueue, began: float, deadline: float
-) -> Iterator[Observation]:
-    iteration, failure = 0, ""
-    while True:
-        result, error, arrived = _next_response(server, responses, began, deadline)
+def _until_final(
+    server: TritonServer, arrivals: queue.SimpleQueue, began: float, deadline: float
+) -> Iterator[tuple[grpc.InferResult, float]]:
+    count, final = 0, False
+    while not final:
+        result, error, arrived = _next_response(server, arrivals, began, deadline)
         if error is not None:
             server.check()
-            raise StreamError(f"the server ended the stream after {iteration} responses: {error.message()}")
+            raise StreamError(f"the server ended the stream after {count} responses: {error.message()}")
         response = result.get_response()
         if response.outputs:
-            failure = failure or result.as_numpy("ERROR")[0].decode("utf-8")
-        if response.outputs and not failure:
+            count += 1
+            yield result, arrived - began
+        final = response.parameters["triton_final_response"].bool_param
+
+
+def _observations(responses: Iterator[tuple[grpc.InferResult, float]]) -> Iterator[Observation]:
+    iteration, failure = 0, ""
+    for result, seconds in responses:
+        failure = failure or result.as_numpy("ERROR")[0].decode("utf-8")
+        if not failure:
             iteration += 1
-            yield _observation(result, iteration, arrived - began)
-        if response.parameters["triton_final_response"].bool_param:
-            break
+            yield _observation(result, iteration, seconds)
     if failure:
         raise StreamError(f"the inference node ended the stream after {iteration} responses: {failure}")
 
