@@ -190,7 +190,8 @@ def iter_stream(
     if max_message_ids is not None:
         parameters["max_message_ids"] = max_message_ids
     tensors = _inputs(prompt, max_tokens, forced_ids)
-    with closing(_responses(server, model, tensors, parameters, request_id, deadline)) as responses:
+    call = {"request_id": request_id, "parameters": parameters}
+    with closing(_responses(server, model, tensors, deadline, **call)) as responses:
         yield from _observations(responses)
 
 
@@ -199,6 +200,7 @@ def iter_outputs(
     model: str,
     inputs: Mapping[str, np.ndarray],
     *,
+    version: int | None = None,
     parameters: Mapping[str, str | int | bool] | None = None,
     request_id: str = "",
     deadline: float = DEADLINE_SECONDS,
@@ -213,6 +215,8 @@ def iter_outputs(
         As for `iter_stream`; `model` may have any tensors.
     inputs : mapping of str to numpy.ndarray
         Input tensors by name; text as bytes objects in an array of dtype object.
+    version : int, optional
+        Version of the model; by default the server takes the newest.
     parameters : mapping, optional
         Parameters of the request.
 
@@ -222,18 +226,14 @@ def iter_outputs(
         As for `stream`.
     """
     tensors = [_input(name, values, np_to_triton_dtype(values.dtype)) for name, values in inputs.items()]
-    with closing(_responses(server, model, tensors, dict(parameters or {}), request_id, deadline)) as responses:
+    call = {"model_version": "" if version is None else str(version), "parameters": dict(parameters or {})}
+    with closing(_responses(server, model, tensors, deadline, request_id=request_id, **call)) as responses:
         for result, _ in responses:
             yield {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
 def _responses(
-    server: TritonServer,
-    model: str,
-    tensors: list[grpc.InferInput],
-    parameters: Mapping[str, object],
-    request_id: str,
-    deadline: float,
+    server: TritonServer, model: str, tensors: list[grpc.InferInput], deadline: float, **call: object
 ) -> Iterator[tuple[grpc.InferResult, float]]:
     """Each response that carries tensors, with the seconds from sending the request to its arrival."""
     arrivals: queue.SimpleQueue = queue.SimpleQueue()
@@ -241,9 +241,7 @@ def _responses(
         client.start_stream(lambda result, error: arrivals.put((result, error, time.perf_counter())))
         began, finished = time.perf_counter(), False
         try:
-            client.async_stream_infer(
-                model, tensors, request_id=request_id, parameters=parameters, enable_empty_final_response=True
-            )
+            client.async_stream_infer(model, tensors, enable_empty_final_response=True, **call)
             yield from _until_final(server, arrivals, began, deadline)
             finished = True
         except InferenceServerException as error:

@@ -9,7 +9,7 @@ import pytest
 from tritonclient import grpc
 
 from lab_utils import client as client_module
-from lab_utils.client import StreamError, infer, iter_stream, stream, stream_many
+from lab_utils.client import StreamError, infer, iter_outputs, iter_stream, stream, stream_many
 from lab_utils.field_report import REPORTED_IDS, REPORTED_PROMPT, REPORTED_TOKENS
 from lab_utils.server import ServerError, TritonServer
 
@@ -351,3 +351,33 @@ def test_request_ids_may_be_equal(server):
     results = stream_many(server, MODEL, [PROMPT, REPORTED_PROMPT], 20, request_id="the same")
     assert results[0].text == stream(server, MODEL, PROMPT, 20).text
     assert results[1].ids[:8] == [[token] for token in REPORTED_TOKENS]
+
+
+PROMPT_IDS = {"PROMPT_IDS": np.array([8908, 234, 114], dtype=np.int32), "MAX_TOKENS": np.array([4], dtype=np.int32)}
+
+
+@pytest.mark.parametrize(("version", "lengths"), [(3, [1, 2, 3, 1]), (4, [1, 1, 1, 1]), (None, [1, 1, 1, 1])])
+def test_outputs_of_a_decoupled_model_called_alone(server, version, lengths):
+    """Three parts of one character and a plain token; a call without a version gets the newest."""
+    inputs = PROMPT_IDS | {"FORCED_IDS": np.array([8908, 234, 114, 64], dtype=np.int32)}
+    outputs = list(iter_outputs(server, "inference", inputs, version=version, request_id="alone"))
+    assert [len(each["TOKEN_IDS"]) for each in outputs] == lengths
+    assert [each["INDEX"].tolist() for each in outputs] == [[1], [2], [3], [4]]
+
+
+def test_outputs_of_a_model_that_answers_once(server):
+    inputs = {"PROMPT": np.array([b" \xe8\x8c\xb6"], dtype=np.object_)}
+    (outputs,) = iter_outputs(server, "preprocess", inputs)
+    assert outputs["PROMPT_IDS"].tolist() == [8908, 234, 114]
+
+
+def test_outputs_with_request_parameters(server):
+    inputs = {"PROMPT": np.array([b"Pancakes."], dtype=np.object_), "MAX_TOKENS": np.array([2], dtype=np.int32)}
+    outputs = list(iter_outputs(server, MODEL, inputs, parameters={"dims_only": True}))
+    assert [each["RECEIVED_IDS"].tolist() for each in outputs] == [[], []]
+    assert [each["RECEIVED_DIMS"].tolist() for each in outputs] == [[1], [1]]
+
+
+def test_outputs_of_a_version_that_is_not_there(server):
+    with pytest.raises(StreamError, match="99"):
+        list(iter_outputs(server, "inference", PROMPT_IDS, version=99))
