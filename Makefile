@@ -18,6 +18,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Nor do a user's IPython start-up files and matplotlibrc, where outputs are made or compared.
 test notebooks: export IPYTHONDIR := $(CURDIR)/.venv/ipython
 test notebooks: export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
+# And they write into a lab book of their own, not into the user's.
+test notebooks: export LAB_BOOK := $(CURDIR)/artifacts/lab_book.sqlite3
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +41,9 @@ doctor: setup ## say what this machine has and lacks
 
 test: lint ## everything: lint, unit and server tests, all notebooks re-run and compared
 	$(PY) -m pytest tests
+	rm -f artifacts/lab_book.sqlite3*
 	$(PY) -m pytest $(NBVAL) -p no:cacheprovider notebooks
+	$(PY) -m lab_utils labbook export --out artifacts/lab_book
 
 lint: setup ## check style and format
 	$(PY) -m ruff check .
@@ -50,6 +54,7 @@ format: setup ## mend style and format
 	$(PY) -m ruff format .
 
 notebooks: setup ## run all notebooks in place and store their outputs (NOTEBOOKS=notebooks/02_x.ipynb: only these)
+	$(if $(NOTEBOOKS),,rm -f artifacts/lab_book.sqlite3*)
 	$(PY) tools/run_notebooks.py $(NOTEBOOKS)
 
 lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade takes newer versions)
