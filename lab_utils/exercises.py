@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab_utils.field_report import REPORTED_IDS
+from lab_utils.field_report import REPORTED_IDS, REPORTED_TOKENS
 
 NOT_ANSWERED = "not answered yet: put your answer in place of ... and run the cell again"
+NO_RETURN = "your function returns nothing yet: it needs a return"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def function(cases: Sequence[tuple[tuple, object]], otherwise: str) -> Callable[
             if got is ...:
                 return NOT_ANSWERED
             if got is None:
-                return "your function returns nothing yet: it needs a return"
+                return NO_RETURN
             if got != expected:
                 return otherwise.format(arguments=", ".join(map(str, arguments)), got=got)
         return ""
@@ -103,6 +104,35 @@ def quiz(right: str, words: Sequence[str]) -> Callable[[object], str]:
         return "; ".join(f"question {i}: {words[i - 1]}" for i, letter in enumerate(right, 1) if given[i - 1] != letter)
 
     return problem
+
+
+def _update_rule(rule: object) -> str:
+    """Stream tokens by the learner's rule, and compare the last message with the one that the bug gives."""
+    if not callable(rule):
+        return f"expected a function, got {type(rule).__name__}"
+    for tokens, expected in ((REPORTED_TOKENS, REPORTED_IDS), ([5, 6, 7], [5, 5, 6, 7])):
+        if problem := _rule_problem(rule, tokens, expected):
+            return problem
+    return ""
+
+
+def _rule_problem(rule: Callable, tokens: Sequence[int], expected: list[int]) -> str:
+    pending, messages = [], []
+    for token in tokens:
+        messages.append([*pending, token])
+        pending = _plain(rule(list(pending), list(messages[-1])))
+        if pending is ...:
+            return NOT_ANSWERED
+        if pending is None:
+            return NO_RETURN
+        if not isinstance(pending, list):
+            return f"your function returned {type(pending).__name__}; it has to return the new list of pending ids"
+    if messages[-1] == expected:
+        return ""
+    lengths = list(map(len, messages))
+    if lengths[-1] == len(expected):
+        return f"the lengths {lengths} are right, but the ids stand in another order; what was there first stays first"
+    return f"with your rule the messages have {lengths} ids; they have to double"
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -241,5 +271,66 @@ EXERCISES: dict[str, Exercise] = {
         ),
         "Only some texts trigger it; a straight line on a log2 axis means a constant factor; and what is kept outlives "
         "its request.",
+    ),
+    "03-node": Exercise(
+        equals(
+            "inference",
+            "write the name of one of the three nodes, in quotes",
+            [
+                ("postprocess", "what postprocess receives is as large already: it passes on what it gets"),
+                ("preprocess", "preprocess sends one tensor for each request, and it is as long as the prompt"),
+                ("ensemble_append", "the ensemble computes nothing; it hands tensors from node to node. Which node?"),
+            ],
+        ),
+        "It is the only node that receives tensors of constant size and sends growing ones.",
+    ),
+    "03-previous": Exercise(
+        equals(
+            REPORTED_IDS[63:127],
+            "message 7 has 64 ids; they stand at the end of what is pending, just before the newest id",
+            [
+                (REPORTED_IDS[64:], "that includes the newest id, which was not there when message 7 was sent"),
+                (REPORTED_IDS[:64], "these are the first 64 ids: the 63 that were pending before, and one more"),
+                (REPORTED_IDS[:127], "that is all that was pending: message 7, and what was pending before it"),
+            ],
+        ),
+        "127 ids were pending. The first 63 had been pending already; message 7, 64 ids long, was put behind them.",
+    ),
+    "03-rule": Exercise(
+        _update_rule,
+        "Appending the whole message to what it already contains repeats every pending id: that is the doubling.",
+    ),
+    "03-trigger": Exercise(
+        equals(
+            {"a": False, "茶": False, " 匙": False, " 茶": True},
+            "look at the number of tokens of each text, and play the rule through in your head",
+            [
+                (
+                    {"a": False, "茶": True, " 匙": False, " 茶": True},
+                    "茶 alone is a single token of this vocabulary; only with the space before it, it is three",
+                ),
+                (
+                    {"a": False, "茶": False, " 匙": True, " 茶": True},
+                    "two parts: the second message holds the whole character, it decodes, and the buffer is emptied",
+                ),
+                (
+                    {"a": False, "茶": True, " 匙": True, " 茶": True},
+                    "being Chinese is not what counts; how many tokens has each of them?",
+                ),
+            ],
+        ),
+        "Only a character in three parts leaves a buffer that cannot decode any more.",
+    ),
+    "03-quiz": Exercise(
+        quiz(
+            "bca",
+            [
+                "a node that only passes on what it gets is not the one to mend",
+                "which instrument knew the shape of every tensor at both sides of every node?",
+                "what makes the buffer empty again, and when can that no longer happen?",
+            ],
+        ),
+        "The fault is where growth first appears, the trace shows it without a change to any model, and the buffer is "
+        "only emptied by bytes that decode.",
     ),
 }

@@ -25,6 +25,11 @@ RIGHT = {
     "02-gib": 29,
     "02-next": 256,
     "02-quiz": ["b", "c", "a"],
+    "03-node": "inference",
+    "03-previous": REPORTED_IDS[63:127],
+    "03-rule": lambda pending, message: pending + message,
+    "03-trigger": {"a": False, "茶": False, " 匙": False, " 茶": True},
+    "03-quiz": ["b", "c", "a"],
 }
 
 NEAR_MISSES = {
@@ -101,6 +106,40 @@ NEAR_MISSES = {
     ],
     "02-gib": [26, 27, 32, 2**28, 2**30, "29", [29], 1],
     "02-next": [0, 2, 64, 254, 257, 511, 512, "256", [256]],
+    "03-node": ["client", "TOKEN_IDS", "Inference", ["inference"], {"inference"}, "inference version 1", 2],
+    "03-previous": [
+        REPORTED_IDS,
+        REPORTED_IDS[63:128],
+        REPORTED_IDS[63:126],
+        REPORTED_IDS[62:126],
+        REPORTED_IDS[64:128],
+        REPORTED_IDS[::2],
+        REPORTED_IDS[126:62:-1],
+        64,
+        slice(63, 127),
+    ],
+    "03-rule": [
+        lambda pending, message: message,  # the mended one
+        lambda pending, message: message + pending,
+        lambda pending, message: pending + message[-1:],
+        lambda pending, message: [],
+        lambda pending, message: pending,
+        lambda pending, message: pending.extend(message),
+        lambda pending, message: message + message,
+        lambda pending, message: len(pending + message),
+        lambda pending, message: str(pending + message),
+        lambda pending, message: REPORTED_IDS[:127],
+        lambda message: message,
+        [1, 2, 4],
+    ],
+    "03-trigger": [
+        {"a": True, "茶": True, " 匙": True, " 茶": True},
+        {"a": False, "茶": False, " 匙": False, " 茶": False},
+        {"a": False, " 茶": True},
+        [False, False, False, True],
+        " 茶",
+        True,
+    ],
 }
 QUIZZES = [name for name in EXERCISES if name.endswith("-quiz")]
 for quiz_name in QUIZZES:
@@ -196,12 +235,12 @@ def test_dots_are_no_answer(name, unanswered):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_that_returns_dots_is_no_answer(name):
-    assert verdict(name, lambda _: ...) == NOT_ANSWERED
+    assert verdict(name, lambda *_: ...) == NOT_ANSWERED
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_without_return_is_told_so(name):
-    assert verdict(name, lambda _: None) == "not yet: your function returns nothing yet: it needs a return"
+    assert verdict(name, lambda *_: None) == "not yet: your function returns nothing yet: it needs a return"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
