@@ -181,11 +181,12 @@ def _arrows(edges: Sequence[Edge], rows: dict[str, int]) -> list[_Arrow]:
 
 def _lines(edges: list[Edge]) -> tuple[str, ...]:
     name, dtype = (max(map(len, column)) for column in zip(*((one.tensor, one.dtype) for one in edges), strict=True))
-    return tuple(f"{edge.tensor:<{name}} {edge.dtype:<{dtype}} {_dims(edge)}" for edge in edges)
+    return tuple(f"{edge.tensor:<{name}} {edge.dtype:<{dtype}} {edge_dims(edge)}" for edge in edges)
 
 
-def _dims(edge: Edge) -> str:
-    produced, accepted = str(list(edge.produced)), str(list(edge.accepted))
+def edge_dims(edge: Edge) -> str:
+    """Return the dims of an edge, such as ``[-1]``; both where its ends differ; ``?`` for unknown ones."""
+    produced, accepted = ("?" if dims is None else str(list(dims)) for dims in (edge.produced, edge.accepted))
     return produced if produced == accepted else f"{produced} -> {accepted}"
 
 

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from lab_utils.contract import CLIENT, Edge, read_config, read_edges
+from lab_utils.contract import (
+    CLIENT,
+    Edge,
+    Graph,
+    ensemble_graph,
+    is_decoupled,
+    read_config,
+    read_edges,
+    read_repository,
+)
 from lab_utils.server import MODEL_REPOSITORY
 
 RUNGS = {"ensemble_append": 1, "ensemble_release": 2, "ensemble_replace": 3, "ensemble_latest": 4}
@@ -222,3 +231,159 @@ def test_errors_do_not_drag_the_parsers_own_traceback_along(tmp_path):
     with pytest.raises(ValueError, match="absent") as caught:
         read_config("absent", tmp_path)
     assert caught.value.__suppress_context__
+
+
+# --- whole repositories -----------------------------------------------------------------------------------------------
+
+
+def graph(repository: Path, ensemble: str = "chain") -> Graph:
+    return ensemble_graph(ensemble, read_repository(repository))
+
+
+def test_the_labs_own_repository():
+    repository = read_repository(MODEL_REPOSITORY)
+    assert repository.ensembles == sorted(RUNGS)
+    assert sorted(repository.models) == sorted([*RUNGS, PRE, INF, POST])
+    assert [(model.backend, model.served) for name, model in repository.models.items() if name == INF] == [
+        ("python", (4, 3, 2, 1))
+    ]
+    shown = ensemble_graph("ensemble_append", repository)
+    assert [(node.name, node.version, node.decoupled) for node in shown.nodes] == [
+        (PRE, -1, False),
+        (INF, 1, True),
+        (POST, -1, False),
+    ]
+    assert list(shown.edges) == read_edges("ensemble_append")
+
+
+def test_a_model_in_two_steps_is_two_nodes(tmp_path):
+    write_model(tmp_path, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"})
+    first, second = step("a", {"IN": "x"}, {"OUT": "y"}), step("a", {"IN": "y"}, {"OUT": "z"})
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"z": "[ 1 ]"}, first, second)
+    ends = [(edge.producer, edge.consumer) for edge in read_edges("chain", tmp_path)]
+    assert ends == [(CLIENT, "a (step 1)"), ("a (step 1)", "a (step 2)"), ("a (step 2)", CLIENT)]
+    assert [(node.name, node.model) for node in graph(tmp_path).nodes] == [("a (step 1)", "a"), ("a (step 2)", "a")]
+
+
+def test_a_model_named_client_is_not_the_client(tmp_path):
+    write_model(tmp_path, CLIENT, {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"})
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step(CLIENT, {"IN": "x"}, {"OUT": "y"}))
+    assert [edge.consumer for edge in read_edges("chain", tmp_path)] == ["client (step 1)", CLIENT]
+
+
+def test_where_one_end_batches_and_the_other_does_not_the_whole_shapes_are_shown(tmp_path):
+    write_model(tmp_path, "a", {"IN": "[ -1, 3 ]"}, {"OUT": "[ -1, 3 ]"})
+    write_model(tmp_path, "b", {"IN": "[ 3 ]"}, {"OUT": "[ 3 ]"}, "max_batch_size: 8")
+    write_model(tmp_path, "c", {"IN": "[ 3 ]"}, {"OUT": "[ -1, 3 ]"}, "max_batch_size: 4")
+    steps = [step("a", {"IN": "x"}, {"OUT": "y"}), step("b", {"IN": "y"}, {"OUT": "z"})]
+    steps.append(step("c", {"IN": "z"}, {"OUT": "q"}))
+    write_ensemble(tmp_path, {"x": "[ -1, 3 ]"}, {"q": "[ 5, 5, 3 ]"}, *steps)
+    assert [(edge.produced, edge.accepted) for edge in read_edges("chain", tmp_path)] == [
+        ((-1, 3), (-1, 3)),
+        ((-1, 3), (-1, 3)),
+        ((3,), (3,)),
+        ((-1, -1, 3), (5, 5, 3)),
+    ]
+
+
+def test_the_steps_see_a_reshaped_input_and_a_model_its_own_dims(tmp_path):
+    write_model(tmp_path, "a", {"IN": "[ 4 ] reshape { shape: [ 2, 2 ] }"}, {"OUT": "[ 4 ]"})
+    reshaped = {"x": "[ 2, 2 ] reshape { shape: [ 4 ] }"}, {"y": "[ 1, 4 ] reshape { shape: [ 4 ] }"}
+    write_ensemble(tmp_path, *reshaped, step("a", {"IN": "x"}, {"OUT": "y"}))
+    assert [(edge.produced, edge.accepted) for edge in read_edges("chain", tmp_path)] == [((4,), (4,))] * 2
+
+
+def test_a_model_that_triton_completes_leaves_dims_unknown(tmp_path):
+    (tmp_path / "a" / "1" / "model.onnx").mkdir(parents=True)
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("a", {"IN": "x"}, {"OUT": "y"}))
+    first, second = read_edges("chain", tmp_path)
+    assert (first.dtype, first.produced, first.accepted) == ("FP32", (1,), None)
+    assert (second.dtype, second.produced, second.accepted) == ("FP32", None, (1,))
+    (node,) = graph(tmp_path).nodes
+    assert (node.backend, node.max_batch_size) == ("onnxruntime", None)
+    assert "completes its config" in node.opaque
+
+
+def test_between_two_such_models_the_dtype_is_unknown_too(tmp_path):
+    for name in "ab":
+        (tmp_path / name / "1" / "model.plan").mkdir(parents=True)
+    steps = step("a", {"IN": "x"}, {"OUT": "y"}), step("b", {"IN": "y"}, {"OUT": "z"})
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"z": "[ 1 ]"}, *steps)
+    assert [edge.dtype for edge in read_edges("chain", tmp_path)] == ["FP32", "?", "FP32"]
+
+
+def test_what_is_missing_is_drawn_as_a_node_and_what_nothing_produces_is_left_out(tmp_path):
+    steps = step("gone", {"IN": "x", "OTHER": "nobody_makes_this"}, {"OUT": "y"})
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, steps)
+    shown = graph(tmp_path)
+    assert [(node.name, node.opaque) for node in shown.nodes] == [("gone", "it is not there")]
+    assert [(edge.tensor, edge.consumer) for edge in shown.edges] == [("x", "gone"), ("y", CLIENT)]
+
+
+def test_a_nested_ensemble_is_a_node_with_the_ensembles_own_dims(tmp_path):
+    write_model(tmp_path, "a", {"IN": "[ -1 ]"}, {"OUT": "[ -1 ]"}, DECOUPLED)
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 2 ]"}, step("a", {"IN": "x"}, {"OUT": "y"}), name="inner")
+    write_ensemble(tmp_path, {"p": "[ 1 ]"}, {"q": "[ 2 ]"}, step("inner", {"x": "p"}, {"y": "q"}))
+    shown = graph(tmp_path)
+    assert [(node.name, node.backend, node.decoupled) for node in shown.nodes] == [("inner", "ensemble", True)]
+    assert [(edge.produced, edge.accepted) for edge in shown.edges] == [((1,), (1,)), ((2,), (2,))]
+
+
+def test_ensembles_that_contain_one_another_come_to_an_end(tmp_path):
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("two", {"x": "x"}, {"y": "y"}), name="one")
+    write_ensemble(tmp_path, {"x": "[ 1 ]"}, {"y": "[ 1 ]"}, step("one", {"x": "x"}, {"y": "y"}), name="two")
+    models = read_repository(tmp_path).models
+    assert not is_decoupled(models["one"], models)
+    assert len(read_edges("one", tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "backend"),
+    [
+        ('backend: "python"', [], "python"),
+        ('platform: "tensorrt_plan"', [], "tensorrt"),
+        ('platform: "never_heard_of"', [], ""),
+        ('default_model_filename: "model.onnx"', [], "onnxruntime"),
+        ("", ["model.py"], "python"),
+        ("", ["model.pt", "model.onnx"], "onnxruntime"),
+        ("", ["weights.bin"], ""),
+        ('platform: "ensemble"', [], "ensemble"),
+    ],
+)
+def test_the_backend_is_found_as_triton_finds_it(tmp_path, config, files, backend):
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    (tmp_path / "a" / "config.pbtxt").write_text(config)
+    for file in files:
+        (tmp_path / "a" / "1" / file).touch()
+    assert read_repository(tmp_path).models["a"].backend == backend
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ("", (10,)),
+        ("version_policy { latest { num_versions: 2 } }", (10, 3)),
+        ("version_policy { all { } }", (10, 3, 1)),
+        ("version_policy { specific { versions: [ 1, 7 ] } }", (1,)),
+    ],
+)
+def test_the_versions_that_the_policy_serves(tmp_path, policy, served):
+    write_model(tmp_path, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"}, policy)
+    for name in ("1", "3", "10", "02", "latest", "configs"):
+        (tmp_path / "a" / name).mkdir()
+    assert read_repository(tmp_path).models["a"].served == served
+
+
+def test_comments_in_any_encoding_and_fields_of_a_newer_triton_do_not_stop_the_reading(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.pbtxt").write_bytes(
+        "# 模型\n".encode("gbk") + b'brand_new: { x: [ 1 ] }\nbackend: "python"'
+    )
+    model = read_repository(tmp_path).models["a"]
+    assert (model.problem, model.ignored, model.backend) == ("", "brand_new (line 2)", "python")
+
+
+def test_an_ensemble_that_is_not_there_is_named(tmp_path):
+    write_model(tmp_path, "a", {"IN": "[ 1 ]"}, {"OUT": "[ 1 ]"})
+    with pytest.raises(ValueError, match="no ensemble 'a'"):
+        graph(tmp_path, "a")

@@ -21,9 +21,9 @@ HAIR = 0.01  # inches: about half the width of a line
 
 
 def edge(tensor: str, producer: str, consumer: str, produced=(1,), accepted=None, per_response: bool = False) -> Edge:
-    """Return an INT32 edge whose ends agree, unless told otherwise."""
-    accepted = produced if accepted is None else accepted
-    return Edge(tensor, producer, consumer, "INT32", tuple(produced), tuple(accepted), per_response)
+    """Return an INT32 edge whose ends agree, unless told otherwise; dims of None are unknown."""
+    ends = produced, produced if accepted is None else accepted
+    return Edge(tensor, producer, consumer, "INT32", *(dims and tuple(dims) for dims in ends), per_response)
 
 
 def chain(*models: str) -> list[Edge]:
@@ -62,6 +62,9 @@ GRAPHS = {
     "branches": BRANCHES,
     "crossing": CROSSING,
     "one model": chain("model"),
+    "unknown dims": [*chain("a", "b"), edge("X", "a", "b", None), edge("Y", "a", CLIENT, None, (1,))],
+    "a model in two steps": chain("resize (step 1)", "detect", "resize (step 3)"),
+    "long names": chain(*(f"a_rather_long_name_of_a_model_{number}" for number in range(5))),
     "passed through": [edge("ECHO", CLIENT, CLIENT)],
     "both kinds": [*chain("a", "b"), edge("X", "a", "b", per_response=True), edge("Y", "a", CLIENT, per_response=True)],
     "both kinds passed through": [edge("X", CLIENT, CLIENT), edge("Y", CLIENT, CLIENT, per_response=True)],
@@ -90,7 +93,7 @@ def drawn(figure: Figure) -> SimpleNamespace:
         boxes=boxes,
         names=[next(text for spot, text in texts if box.contains(*middle(spot))) for box in boxes],
         texts=texts,
-        labels=[text for _, text in texts if text.endswith("]")],
+        labels=[text for _, text in texts if text.endswith(("]", "?"))],
         arrows=[line for line in axes.lines if line.get_marker() in ("v", ">")],
         samples=[line for line in axes.lines if line.get_marker() == "None"],
         marks=[place(patch) for patch in axes.patches if type(patch) is Rectangle],
@@ -247,6 +250,12 @@ def test_the_key_has_only_what_is_drawn():
 def test_dims_that_differ_show_both():
     seen = drawn(graph_figure([edge("IDS", "a", "b", (-1,), (1,)), edge("X", "a", "b", (-1, 3), (4, -1, 3))]))
     assert seen.labels == ["IDS INT32 [-1] -> [1]", "X INT32 [-1, 3] -> [4, -1, 3]"]
+
+
+def test_unknown_dims_are_a_question_mark():
+    figure = graph_figure([edge("X", "a", "b", None), edge("Y", "a", "b", None, (1,)), edge("Z", "a", "b", (-1,), ())])
+    texts = [text for _, text in drawn(figure).texts]
+    assert {"X INT32 ?", "Y INT32 ? -> [1]", "Z INT32 [-1] -> []"} <= set(texts)
 
 
 def test_every_open_dim_is_marked_and_no_other():
