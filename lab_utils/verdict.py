@@ -165,12 +165,9 @@ def find_growth(track: Track) -> Growth | None:
 
 
 def _by_node(tracks: Iterable[Track]) -> list[list[Track]]:
-    """The tracks of one node in one request, together."""
-
-    def key(track: Track) -> tuple[str, str]:
-        return track.request, track.node
-
-    return [list(group) for _, group in groupby(sorted(tracks, key=key), key)]
+    """The tracks of one node in one request, together; sorted, because a trace has no order among a node's tensors."""
+    ordered = sorted(tracks, key=lambda track: (track.request, track.node, track.side, track.tensor))
+    return [list(group) for _, group in groupby(ordered, lambda track: (track.request, track.node))]
 
 
 def _growing(group: Sequence[Track]) -> list[Growth]:
@@ -267,10 +264,12 @@ def _place(track: Track) -> tuple[str, str, str, bool]:
 
 
 def _passed_on(passing: Sequence[Growth], guilty: set[str]) -> list[str]:
-    places = dict.fromkeys((growth.track.node, growth.track.tensor) for growth in passing)
+    outputs: dict[str, set[str]] = {}
+    for growth in passing:
+        outputs.setdefault(growth.track.node, set()).add(growth.track.tensor)
     return [
-        f"{node} passes on what it gets: its output {tensor} grows as one of its inputs does"
-        for node, tensor in list(places)[:SHOWN_LINES]
+        f"{node} passes on what it gets: its inputs grow, and so do {', '.join(sorted(tensors))}"
+        for node, tensors in list(outputs.items())[:SHOWN_LINES]
         if node not in guilty
     ]
 

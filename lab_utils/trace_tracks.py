@@ -1,0 +1,355 @@
+"""What flowed between the nodes of one client request: messages, producers with their consumers, tracks for the judge.
+
+A node is a model that was called by the same caller; its messages are counted over all of these calls. An ensemble
+calls its composing models, and a model with business logic others: what these answer is an input of the caller.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from lab_utils.contract import read_config
+from lab_utils.trace import Call, Request, Side, Tensor, raw
+from lab_utils.trace_records import NOT_WRITTEN
+from lab_utils.verdict import FEWEST_MESSAGES, Track
+
+COMPARED_BYTES = 16 << 20  # of data in the file; larger messages are not read again to compare them
+COMPARED_MESSAGES = 4
+
+Place = tuple[str, str]  # model and its own tensor name
+
+
+@dataclass(frozen=True)
+class Line:
+    """The messages of one tensor at one side of one node, in one client request.
+
+    Attributes
+    ----------
+    node : str
+        Name of the model.
+    side : {"input", "output"}
+    tensor : str
+        The model's own name for it; "MODEL.TENSOR" for what a model that the node called answered.
+    messages : tuple of Tensor
+        In the order of the calls, and inside a call in the order of the responses.
+    """
+
+    node: str
+    side: Side
+    tensor: str
+    messages: tuple[Tensor, ...]
+
+    @property
+    def unit(self) -> str:
+        """What `sizes` counts."""
+        return "bytes" if any(message.dtype == "BYTES" for message in self.messages) else "elements"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each message, or bytes where it is text."""
+        if self.unit == "bytes":
+            return tuple(message.nbytes for message in self.messages)
+        return tuple(message.elements for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor on its way from a producer to a consumer, iteration by iteration.
+
+    Attributes
+    ----------
+    producer, output : str
+        Model and its own tensor name. The caller itself is the producer of what it was sent.
+    consumer, input : str
+        Model and its own tensor name. The caller itself is the consumer of what it answers.
+    sent, received : tuple of Tensor
+        Item i is iteration i + 1.
+    by : str
+        How they were found to belong together.
+    """
+
+    producer: str
+    output: str
+    consumer: str
+    input: str
+    sent: tuple[Tensor, ...]
+    received: tuple[Tensor, ...]
+    by: str
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One tensor of one message, with the call it belongs to; plain values, for tables and JSON."""
+
+    request: str
+    call: int
+    parent: int | None
+    request_id: str
+    model: str
+    version: int
+    side: str
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    iteration: int
+    start_ns: int | None
+    queue_ns: int | None
+    compute_ns: int | None
+
+
+def hops(request: Request) -> Iterator[Hop]:
+    """All hops of a client request, in the order of the calls, and inside a call in the order of the file.
+
+    `Hop.iteration` counts the messages of a node over its calls: the third call of a consumer is iteration 3.
+    """
+    counts: dict[tuple, int] = defaultdict(int)
+    for call in request.calls:
+        for tensor in call.tensors:
+            key = call.parent, call.model, tensor.side, tensor.name
+            counts[key] += 1
+            yield Hop(
+                request.label, call.id, call.parent, call.request_id, call.model, call.version,
+                tensor.side, tensor.name, tensor.dtype, tensor.dims, tensor.nbytes, counts[key],
+                call.start_ns, call.queue_ns, call.compute_ns,
+            )  # fmt: skip
+
+
+def lines(request: Request) -> list[Line]:
+    """All lines of messages of a client request.
+
+    Parameters
+    ----------
+    request : Request
+        From `lab_utils.trace.requests`.
+
+    Returns
+    -------
+    list of Line
+        Those of one node stand together. Calls of which the trace does not tell the model are left out.
+    """
+    found: dict[tuple, list[Tensor]] = defaultdict(list)
+    by_id = {call.id: call for call in request.calls}
+    for call in request.calls:
+        if not call.model:
+            continue
+        caller = by_id.get(call.parent)
+        for tensor in call.tensors:
+            if tensor.side == "backend input":
+                continue
+            found[call.parent, call.model, tensor.side, tensor.name].append(tensor)
+            if caller and caller.model and tensor.side == "output":
+                found[caller.parent, caller.model, "input", f"{call.model}.{tensor.name}"].append(tensor)
+    return [Line(node, side, name, tuple(messages)) for (_, node, side, name), messages in found.items()]
+
+
+def tracks(requests: Iterable[Request]) -> Iterator[Track]:
+    """Tracks for `lab_utils.verdict.judge`: of every request, and over all requests for what comes once in each.
+
+    Parameters
+    ----------
+    requests : iterable of Request
+        From `lab_utils.trace.requests`; read once, and not kept.
+
+    Yields
+    ------
+    Track
+        Requests in which nothing has a second message count only over all requests.
+    """
+    singles = _Singles()
+    for request in requests:
+        found = lines(request)
+        singles.add(request, found)
+        if any(len(line.messages) > 1 for line in found):
+            label = request.label
+            yield from (_track(label, line) for line in found)
+    yield from singles.tracks()
+
+
+class _Singles:
+    """Tensors that came at most once in each request so far."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, Side, str], list[tuple[tuple, Tensor]]] = {}
+        self._often: set[tuple[str, Side, str]] = set()
+
+    def add(self, request: Request, found: Sequence[Line]) -> None:
+        order = (request.run, request.calls[0].start_ns or 0, request.id)
+        for line in found:
+            key = line.node, line.side, line.tensor
+            if len(line.messages) > 1:
+                self._often.add(key)
+                self._found.pop(key, None)
+            elif key not in self._often:
+                self._found.setdefault(key, []).append((order, line.messages[0]))
+
+    def tracks(self) -> Iterator[Track]:
+        for (node, side, name), messages in self._found.items():
+            if len(messages) > 1:
+                messages.sort(key=lambda message: message[0])
+                yield _track("", Line(node, side, name, tuple(tensor for _, tensor in messages)))
+
+
+def _track(request: str, line: Line) -> Track:
+    sizes = line.sizes
+    held = _held(line, sizes) if _grows_long_enough(sizes) else ()
+    return Track(
+        request, line.node, "output" if line.side == "output" else "input", line.tensor, sizes, held, line.unit
+    )
+
+
+def _grows_long_enough(sizes: Sequence[int]) -> bool:
+    """Whether any values need to be compared: a node is judged by at least four messages that grow."""
+    run = 1
+    for before, size in pairwise(sizes):
+        run = run + 1 if size > before else 1
+        if run >= FEWEST_MESSAGES:
+            return True
+    return False
+
+
+def _held(line: Line, sizes: Sequence[int]) -> tuple[bool, ...]:
+    """For each message after the first, whether it holds the one before it; empty if that cannot be known."""
+    if any(tensor.dtype in NOT_WRITTEN or tensor.length > COMPARED_BYTES for tensor in line.messages):
+        return ()
+    data = map(_values, line.messages)
+    longer = [after > before for before, after in pairwise(sizes)]
+    found = zip(longer, pairwise(data), strict=True)
+    dtype = line.messages[0].dtype
+    return tuple(grows and _holds(after, before, dtype) for grows, (before, after) in found)
+
+
+def _values(tensor: Tensor) -> bytes:
+    """The data in a form in which one message can be looked for in another."""
+    data = raw(tensor)
+    return data[2:-2] if tensor.dtype == "BYTES" else b",%s," % data if data else b""
+
+
+def _holds(data: bytes, before: bytes, dtype: str) -> bool:
+    """Whether a message holds another whole one, and not just because both repeat a single value."""
+    if not before or before not in data:
+        return False
+    first = data[:1] if dtype == "BYTES" else data[1 : data.index(b",", 1) + 1]
+    return bool(data.replace(first, b"").strip(b","))
+
+
+Wires = dict[Place, Place]
+"""From consumer to producer."""
+
+
+def pairs(request: Request, repository: str | Path | None = None, known: dict[str, Wires] | None = None) -> list[Pair]:
+    """Put the producers and consumers of a client request together, iteration by iteration.
+
+    Parameters
+    ----------
+    request : Request
+        From `lab_utils.trace.requests`.
+    repository : str or Path, optional
+        Model repository: its ensemble configs then tell what belongs together. Without it, equal values and equal names
+        do: two tensors with the same values cannot be told apart then.
+    known : dict, optional
+        What was found for callers of earlier requests, by model. It is used, and what is found is added, so that only
+        the first request of each caller is compared value by value.
+
+    Returns
+    -------
+    list of Pair
+        In the order of the consumers' calls; an input whose producer is not in the trace is left out.
+
+    Raises
+    ------
+    ValueError
+        A config of the repository cannot be read.
+    """
+    known = {} if known is None else known
+    children: dict[int, list[Call]] = defaultdict(list)
+    for call in request.calls:
+        if call.parent is not None:
+            children[call.parent].append(call)
+    found = []
+    for caller in request.calls:
+        if not caller.model or caller.id not in children:
+            continue
+        if repository and caller.model not in known:
+            known[caller.model] = _wires(caller.model, repository)
+        new = _pairs_of(caller, children[caller.id], known.get(caller.model, {}))
+        known.setdefault(caller.model, {}).update({(p.consumer, p.input): (p.producer, p.output) for p in new})
+        found += new
+    return found
+
+
+@dataclass(frozen=True)
+class _End:
+    """A tensor of a node where a pair begins or ends."""
+
+    place: Place
+    first: int  # id of the first call
+    messages: tuple[Tensor, ...]
+
+
+def _pairs_of(caller: Call, children: Sequence[Call], wires: Wires) -> list[Pair]:
+    sources = [*_ends([caller], "input"), *_ends(children, "output")]
+    sinks = [*_ends(children, "input"), *_ends([caller], "output", after=children[-1].id)]
+    found = []
+    for sink in sinks:
+        before = [source for source in sources if source.first < sink.first]
+        match = _wired(before, wires[sink.place]) if sink.place in wires else _best(before, sink)
+        if match:
+            source, by = match
+            found.append(Pair(*source.place, *sink.place, source.messages, sink.messages, by))
+    return found
+
+
+def _ends(calls: Iterable[Call], side: Side, after: int | None = None) -> list[_End]:
+    messages: dict[Place, list[Tensor]] = defaultdict(list)
+    first: dict[Place, int] = {}
+    for call in calls:
+        for tensor in call.tensors:
+            if call.model and tensor.side == side:
+                messages[call.model, tensor.name].append(tensor)
+                first.setdefault((call.model, tensor.name), call.id if after is None else after + 1)
+    return [_End(place, first[place], tuple(found)) for place, found in messages.items()]
+
+
+def _wired(sources: Iterable[_End], place: Place) -> tuple[_End, str] | None:
+    return next(((source, "wiring") for source in sources if source.place == place), None)
+
+
+def _best(sources: Sequence[_End], sink: _End) -> tuple[_End, str] | None:
+    """The source with the same values, and of several the one with the same name; or the same name alone."""
+    alike = [source for source in sources if _alike(source, sink)]
+    named = [source for source in alike if source.place[1] == sink.place[1]]
+    if named:
+        return named[-1], "name and values"
+    if alike:
+        others = "" if len(alike) == 1 else f" (the same in {len(alike) - 1} more)"
+        return alike[-1], f"values{others}"
+    named = [source for source in sources if source.place[1] == sink.place[1]]
+    return (named[-1], "name") if named else None
+
+
+def _alike(source: _End, sink: _End) -> bool:
+    compared = list(zip(source.messages, sink.messages, strict=False))[:COMPARED_MESSAGES]
+    return len(source.messages) == len(sink.messages) and all(_same(sent, received) for sent, received in compared)
+
+
+def _same(sent: Tensor, received: Tensor) -> bool:
+    if (sent.dtype, sent.nbytes) != (received.dtype, received.nbytes) or sent.dtype in NOT_WRITTEN:
+        return False
+    return sent.length <= COMPARED_BYTES and raw(sent) == raw(received)
+
+
+def _wires(ensemble: str, repository: str | Path) -> Wires:
+    """From consumer to producer, in the models' own names. Empty for a caller that is no ensemble."""
+    config = read_config(ensemble, repository)
+    sources = {tensor.name: (ensemble, tensor.name) for tensor in config.input}
+    for step in config.ensemble_scheduling.step:
+        sources |= {name: (step.model_name, own) for own, name in step.output_map.items()}
+    wires = {(ensemble, tensor.name): sources.get(tensor.name) for tensor in config.output}
+    for step in config.ensemble_scheduling.step:
+        wires |= {(step.model_name, own): sources.get(name) for own, name in step.input_map.items()}
+    return {sink: source for sink, source in wires.items() if source} if config.ensemble_scheduling.step else {}
