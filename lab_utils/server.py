@@ -245,6 +245,11 @@ class TritonServer:
         return Device("unknown", f"the server at {self.grpc_url} is run elsewhere") if self.attached else first_device()
 
     @property
+    def log_path(self) -> Path | None:
+        """The log file of a local server; None for one that was attached to."""
+        return self._launch.log_path if self._launch else None
+
+    @property
     def log(self) -> str:
         """The whole log of a local server; empty for one that was attached to."""
         return server_log.read(self._launch.log_path) if self._launch else ""
