@@ -1,11 +1,14 @@
-"""The lab without a notebook: ``python -m lab_utils {reproduce,stream,stop,doctor}``."""
+"""The lab without a notebook: ``python -m lab_utils COMMAND``; ``--help`` lists the commands.
+
+`contract`, `trace` and `watch` work on any model repository, trace file and server; `labbook` reads the lab book.
+"""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from lab_utils import doctor, stale
+from lab_utils import contract_cli, doctor, labbook_cli, stale, trace_cli, watch_cli
 from lab_utils.client import Observation, StreamError, iter_stream, stream
 from lab_utils.errors import ServerError
 from lab_utils.field_report import REPORTED_IDS, REPORTED_PROMPT
@@ -36,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=stop)
     one = commands.add_parser("doctor", help="what this machine has and lacks, and what to do about it")
     one.set_defaults(run=examine)
+    for module in (contract_cli, trace_cli, watch_cli, labbook_cli):
+        module.add_command(commands)
     return root
 
 

@@ -103,14 +103,14 @@ def infer(server: TritonServer, model: str, inputs: Mapping[str, np.ndarray]) ->
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
-def stream(server: TritonServer, model: str, prompt: str, max_tokens: int = 8, **options) -> StreamResult:
+def stream(server: TritonServer, ensemble: str, prompt: str, max_tokens: int = 8, **options) -> StreamResult:
     """Stream one prompt and return when the stream has ended.
 
     Parameters
     ----------
     server : TritonServer
         From `lab_utils.server.start_server`.
-    model : str
+    ensemble : str
         A decoupled ensemble with this lab's tensors, such as "ensemble_append".
     prompt : str
         The text to continue.
@@ -130,7 +130,7 @@ def stream(server: TritonServer, model: str, prompt: str, max_tokens: int = 8, *
     """
     observations: list[Observation] = []
     try:
-        for observation in iter_stream(server, model, prompt, max_tokens, **options):
+        for observation in iter_stream(server, ensemble, prompt, max_tokens, **options):
             observations.append(observation)
     except StreamError as error:
         raise StreamError(str(error), observations) from None
@@ -138,13 +138,13 @@ def stream(server: TritonServer, model: str, prompt: str, max_tokens: int = 8, *
 
 
 def stream_many(
-    server: TritonServer, model: str, prompts: Sequence[str], max_tokens: int = 8, **options
+    server: TritonServer, ensemble: str, prompts: Sequence[str], max_tokens: int = 8, **options
 ) -> list[StreamResult | StreamError | ServerDiedError]:
     """Stream several prompts at the same time, each over a connection of its own; an outcome for each, in order."""
 
     def outcome(prompt: str) -> StreamResult | StreamError | ServerDiedError:
         try:
-            return stream(server, model, prompt, max_tokens, **options)
+            return stream(server, ensemble, prompt, max_tokens, **options)
         except (StreamError, ServerDiedError) as error:
             return error
 
@@ -154,7 +154,7 @@ def stream_many(
 
 def iter_stream(
     server: TritonServer,
-    model: str,
+    ensemble: str,
     prompt: str,
     max_tokens: int = 8,
     *,
@@ -168,7 +168,7 @@ def iter_stream(
 
     Parameters
     ----------
-    server, model, prompt, max_tokens
+    server, ensemble, prompt, max_tokens
         As for `stream`.
     forced_ids : sequence of int, optional
         Ids for the inference node to stream in place of its own; the prompt is then not continued.
@@ -191,7 +191,7 @@ def iter_stream(
         parameters["max_message_ids"] = max_message_ids
     tensors = _inputs(prompt, max_tokens, forced_ids)
     call = {"request_id": request_id, "parameters": parameters}
-    with closing(_responses(server, model, tensors, deadline, **call)) as responses:
+    with closing(_responses(server, ensemble, tensors, deadline, **call)) as responses:
         yield from _observations(responses)
 
 
@@ -211,8 +211,10 @@ def iter_outputs(
 
     Parameters
     ----------
-    server, model, request_id, deadline
-        As for `iter_stream`; `model` may have any tensors.
+    server, request_id, deadline
+        As for `iter_stream`.
+    model : str
+        Any model, with any tensors.
     inputs : mapping of str to numpy.ndarray
         Input tensors by name; text as bytes objects in an array of dtype object.
     version : int, optional
