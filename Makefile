@@ -39,10 +39,11 @@ stop: setup ## end stale servers of this lab and remove their shared memory
 doctor: setup ## say what this machine has and lacks
 	@$(PY) -m lab_utils doctor
 
-test: lint ## everything: lint, unit and server tests, all notebooks re-run and compared
+test: lint ## everything: lint, unit and server tests, all notebooks re-run and compared, their lab book exported
 	$(PY) -m pytest tests
 	rm -f artifacts/lab_book.sqlite3*
 	$(PY) -m pytest $(NBVAL) -p no:cacheprovider notebooks
+	$(PY) -m pytest -p no:cacheprovider tests/notebooks/after_nbval.py
 	$(PY) -m lab_utils labbook export --out artifacts/lab_book
 
 lint: setup ## check style and format
