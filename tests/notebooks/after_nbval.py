@@ -20,7 +20,9 @@ def book() -> Book:
 
 @pytest.fixture(scope="module")
 def experiments(book: Book) -> list[Experiment]:
-    return book.experiments()
+    found = book.experiments()
+    assert found, f"{book.path} is empty: nbval recorded nothing"
+    return found
 
 
 def test_every_lesson_recorded(experiments):
@@ -32,8 +34,8 @@ def test_every_experiment_ended_well(experiments):
     assert all(each.series or each.numbers for each in experiments)
 
 
-def test_the_main_results_are_in_the_book(book):
-    found = {each.title: each for each in book.experiments()}
+def test_the_main_results_are_in_the_book(experiments):
+    found = {each.title: each for each in experiments}
     assert [found["the reported sentence"].find("measured").sizes[n] for n in (0, 1, 7)] == [1, 2, 128]
     assert found["the big run"].outcome
     assert "verdict: inference" in "".join(found["both ends of the edge"].verdicts)
