@@ -30,7 +30,7 @@ class Rules:
         A dimension has to grow by at least this factor from one message to the next. With 1 any growth counts.
     times : int, 1 or more
         Steps in a row, for each rule.
-    memory_bytes : int
+    memory_bytes : float
         Memory has to rise by at least this much over the whole row.
 
     Raises
@@ -41,7 +41,7 @@ class Rules:
 
     factor: float = 1.5
     times: int = 3
-    memory_bytes: int = 64 * MEBIBYTE
+    memory_bytes: float = 64 * MEBIBYTE
 
     def __post_init__(self) -> None:
         if not self.factor >= 1:  # NaN ends here too

@@ -6,7 +6,8 @@ it is decoupled. When several requests could have sent an output that another st
 tells: its line has the request id, and the same dims. Where more than one sender remains, the message names the
 candidates and no request: nothing is guessed. Requests that run at the same time with the same id, or with none, cannot
 be told apart by anything in the log. Streams that were open before the log became verbose have no beginning in it: the
-first requests after that may be mixed up with them, so begin a watch when little is going on.
+first requests after that may be mixed up with them, so begin a watch when little is going on. A request that is over
+for its client but not yet released in the server does no harm.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from math import prod
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from lab_utils.trace_records import ITEM_SIZES
 from lab_utils.verbose_log import (
     NO_ID,
     Added,
@@ -31,14 +33,12 @@ from lab_utils.verbose_log import (
     Unreadable,
 )
 
-ITEM_SIZES = dict.fromkeys(("BOOL", "INT8", "UINT8"), 1) | dict.fromkeys(("INT16", "UINT16", "FP16", "BF16"), 2)
-ITEM_SIZES |= dict.fromkeys(("INT32", "UINT32", "FP32"), 4) | dict.fromkeys(("INT64", "UINT64", "FP64"), 8)
 LENGTH_PREFIX = 4  # bytes before each element of dtype BYTES
 
 MOST_OPEN = 1_000  # outputs, drafts and ended streams that are kept while it is not known whose they are
 MOST_LABELS = 100_000
 
-Place = tuple[str, str]  # model and tensor
+Place = tuple[str, str]  # model and its own tensor name
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,32 @@ class Catalogue:
         )
 
 
-def _sources(config: ModelConfig) -> dict[Place, Place]:
+def wiring(config: ModelConfig, ensemble: str) -> dict[Place, Place]:
+    """Who feeds whom in an ensemble, in the models' own names.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The ensemble's.
+    ensemble : str
+        Its name. It feeds its steps with what it is sent, and is fed with what it answers.
+
+    Returns
+    -------
+    dict of (str, str) to (str, str)
+        From model and tensor of a consumer to those of its producer; empty for a model that is no ensemble.
+    """
     steps = config.ensemble_scheduling.step
-    sent = {tensor: (step.model_name, name) for step in steps for name, tensor in step.output_map.items()}
-    return {
-        (step.model_name, name): sent[tensor]
-        for step in steps
-        for name, tensor in step.input_map.items()
-        if tensor in sent
-    }
+    sources = {tensor.name: (ensemble, tensor.name) for tensor in config.input}
+    sources |= {tensor: (step.model_name, name) for step in steps for name, tensor in step.output_map.items()}
+    sinks = [((ensemble, tensor.name), tensor.name) for tensor in config.output]
+    sinks += [((step.model_name, name), tensor) for step in steps for name, tensor in step.input_map.items()]
+    return {sink: sources[tensor] for sink, tensor in sinks if tensor in sources} if steps else {}
+
+
+def _sources(config: ModelConfig) -> dict[Place, Place]:
+    """The same between the steps alone."""
+    return {sink: source for sink, source in wiring(config, "").items() if sink[0] and source[0]}
 
 
 @dataclass(eq=False)
@@ -289,6 +306,9 @@ class Attribution:
         group = self._groups.setdefault(call.id, _Group())
         requests = [request for request in group.requests if request.takes(call.model)]
         if not requests:
+            for identity in [one for one, other in self._groups.items() if other.requests and other.open <= 0]:
+                yield from self._closed(identity)  # it had been kept, because it was the first
+            group = self._groups.setdefault(call.id, group)
             requests = [self._new_request(call)]
             group.requests += requests
         nodes = tuple(self._called(request, call) for request in requests)
@@ -357,10 +377,19 @@ class Attribution:
             self._begun(group)
         if change.new == "FAILED_ENQUEUE" or (change.new == "RELEASED" and change.old != "FAILED_ENQUEUE"):
             group.open -= 1
-        if group.open <= 0:
-            del self._groups[change.id]
-            for request in group.requests:
-                yield from self._ended(request)
+        if group.open <= 0 and not self._may_go_on(group):
+            yield from self._closed(change.id)
+
+    def _may_go_on(self, group: _Group) -> bool:
+        """Whether the ends that were counted may be those of calls that were there before the log began.
+
+        A server releases calls late: after the client has its last response, and has begun to watch.
+        """
+        return self._seen == 1 and any(one.streams and one.facts.members and not one.answered for one in group.requests)
+
+    def _closed(self, identity: str) -> Iterator[Message]:
+        for request in self._groups.pop(identity).requests:
+            yield from self._ended(request)
 
     def _begun(self, group: _Group) -> None:
         """One of the waiting calls of this group has begun; where they differ, any of them may have."""

@@ -5,6 +5,7 @@ own config when it is loaded, a Python model that calls others), dtype, dims or 
 `lab_utils.findings` says what is wrong with a repository.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,9 @@ CONFIGS = "configs"  # folder of further configs, chosen with --model-config-nam
 UNKNOWN = "?"
 ENSEMBLE = "ensemble"
 VERSION = re.compile(r"0|[1-9]\d*")  # with leading zeros Triton ignores the folder
-NO_SUCH_FIELD = re.compile(r'(\d+):\d+ : .*has no field named "(.*?)"', re.DOTALL)
+NO_SUCH_FIELD = re.compile(r'(\d+):\d+ : .*Message type "(.*?)" has no field named "(.*?)"', re.DOTALL)
+HINTS, HINT_DEPTH = 5, 5  # repositories that are named where a folder is none, and how far down they are looked for
+ALIKE = 0.8  # of 1: a field so like a known one is a slip of the pen, not a field of another Triton
 
 # How Triton tells the backend where the config does not: by the platform, else by a file in the version folder.
 PLATFORMS = {
@@ -118,6 +121,8 @@ class Model:
         Why the file cannot be read; empty when it can.
     ignored : str
         The first field in the file that the installed protobuf does not know, with its line; empty for none.
+    meant : str
+        The field that this one is a misspelling of, by its looks; empty if it is like none.
     folders : tuple of str
         Names of the folders in the model's own.
     """
@@ -128,6 +133,7 @@ class Model:
     file: Path | None
     problem: str
     ignored: str
+    meant: str
     folders: tuple[str, ...]
 
     @property
@@ -169,7 +175,7 @@ class Model:
         if self.backend != "python" or not self.served:
             return ""
         path = self.folder / str(self.served[0]) / (self.config.default_model_filename or "model.py")
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return _read(path) if path.is_file() and os.access(path, os.R_OK) else ""
 
     @cached_property
     def calls_models(self) -> bool:
@@ -352,13 +358,15 @@ def read_repository(path: str | Path) -> Repository:
     Raises
     ------
     ValueError
-        The path is no folder, is the folder of a single model, or holds no models.
+        The path is no folder, cannot be opened, is the folder of a single model, or holds no models.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the path of a model repository")
-    names = _folders(folder)
-    models = {name: _model(folder / name) for name in names}
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be opened; check its permissions")
+    found = [_model(folder / name) for name in _folders(folder)]
+    models = {model.name: model for model in found}
     others = tuple(name for name, model in models.items() if not (model.file or model.on_disk))
     models = {name: model for name, model in models.items() if name not in others}
     _refuse_if_no_repository(folder, models)
@@ -375,17 +383,17 @@ def _refuse_if_no_repository(folder: Path, models: Mapping[str, Model]) -> None:
         raise ValueError(f"{folder} has no models; {hint}")
 
 
-def _repositories_below(folder: Path, depth: int = 5, most: int = 5) -> list[str]:
-    """Folders below that hold models, as a hint."""
+def _repositories_below(folder: Path) -> list[str]:
+    """Folders below that hold models, as a hint: not from far down, and a few of many."""
     found: dict[str, None] = {}
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if CONFIG in files and not VERSION.fullmatch(Path(place).name):
             found[str(Path(place).parent)] = None
             folders.clear()
-        if len(found) >= most or len(Path(place).relative_to(folder).parts) >= depth:
+        if len(found) >= HINTS or len(Path(place).relative_to(folder).parts) >= HINT_DEPTH:
             folders.clear()
-    return list(found)[:most]
+    return list(found)[:HINTS]
 
 
 def _read_model(name: str, repository: Path) -> Model:
@@ -393,51 +401,70 @@ def _read_model(name: str, repository: Path) -> Model:
     model = _model(repository / name)
     problem = model.problem or (model.ignored and f"it has an unknown field, {model.ignored}")
     if problem:
-        raise ValueError(f"{model.file} is not a model config: {problem}") from None
+        raise ValueError(f"{model.file} is not a model config: {problem}")
     if not (model.file or (model.on_disk and model.backend)):
-        raise ValueError(f"no model {name!r}: {repository / name / CONFIG} does not exist") from None
+        raise ValueError(f"no model {name!r}: {repository / name / CONFIG} does not exist")
     return model
 
 
 def _model(folder: Path) -> Model:
-    file, config, problem, ignored = folder / CONFIG, ModelConfig(), "", ""
-    if file.is_file():
-        # Triton takes any bytes in a comment, such as those of an older encoding.
-        config, problem, ignored = _parsed(file.read_text(encoding="utf-8", errors="replace"))
-    else:
-        file = None
-    config.name = config.name or folder.name  # as Triton does: a config without a name has that of its folder
-    return Model(folder.name, folder, config, file, problem, ignored, tuple(_folders(folder)))
+    name = os.fsencode(folder.name).decode("utf-8", "replace")  # a folder's name may be any bytes
+    file = folder / CONFIG if (folder / CONFIG).is_file() else None
+    it = _parsed_file(file) if file else _Parsed(ModelConfig())
+    it.config.name = it.config.name or name  # as Triton does: a config without a name has that of its folder
+    return Model(name, folder, it.config, file, it.problem, it.ignored, it.meant, tuple(_folders(folder)))
 
 
-def _parsed(text: str) -> tuple[ModelConfig, str, str]:
-    """The config, why it cannot be read, and the first unknown field; the last two are empty when all is well."""
+@dataclass(frozen=True)
+class _Parsed:
+    """A config with what `Model` tells of its reading."""
+
+    config: ModelConfig
+    problem: str = ""
+    ignored: str = ""
+    meant: str = ""
+
+
+def _parsed_file(file: Path) -> _Parsed:
     try:
-        return text_format.Parse(text, ModelConfig()), "", ""
+        return _parsed(_read(file))
+    except OSError as error:
+        return _Parsed(ModelConfig(), f"the file cannot be opened: {error.strerror}")
+    except RecursionError:
+        return _Parsed(ModelConfig(), "its braces are nested too deeply")
     except (text_format.ParseError, ValueError) as error:
+        return _Parsed(ModelConfig(), str(error))
+
+
+def _parsed(text: str) -> _Parsed:
+    try:
+        return _Parsed(text_format.Parse(text, ModelConfig()))
+    except text_format.ParseError as error:
         unknown = NO_SUCH_FIELD.match(str(error))
         if not unknown:
-            return ModelConfig(), str(error), ""
-    try:
-        ignored = f"{unknown[2]} (line {unknown[1]})"
-        return text_format.Parse(text, ModelConfig(), allow_unknown_field=True), "", ignored
-    except (text_format.ParseError, ValueError) as error:
-        return ModelConfig(), str(error), ""
+            raise
+    line, message, field = unknown.groups()
+    known = model_config_pb2.DESCRIPTOR.pool.FindMessageTypeByName(message).fields_by_name
+    meant = "".join(difflib.get_close_matches(field, known, 1, ALIKE))
+    return _Parsed(
+        text_format.Parse(text, ModelConfig(), allow_unknown_field=True), "", f"{field} (line {line})", meant
+    )
+
+
+def _read(file: Path) -> str:
+    """The text of a file in any encoding: Triton takes any bytes in a comment."""
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    return sorted(name for name in _names(folder) if (folder / name).is_dir())
 
 
 def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder)]
-
-
-def _entries(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder; nothing where there is none, or it cannot be opened."""
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
+        return os.listdir(folder)
+    except OSError:
         return []
 
 
@@ -456,7 +483,10 @@ def _port(tensor: object) -> Port:
 
 
 def _dtype(number: int) -> str:
-    return model_config_pb2.DataType.Name(number).removeprefix("TYPE_") if number else UNKNOWN
+    if not number:
+        return UNKNOWN
+    known = model_config_pb2.DataType.values()
+    return model_config_pb2.DataType.Name(number).removeprefix("TYPE_") if number in known else str(number)
 
 
 # --- an ensemble ------------------------------------------------------------------------------------------------------

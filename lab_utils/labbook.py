@@ -37,7 +37,7 @@ ARRIVED = "arrived before the failure"
 Response = TypeVar("Response")
 
 
-# Reading ---------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,11 @@ class Book:
         BookError
             The file cannot be read.
         """
-        found = self._read(number)
-        if not found:
-            known = [one.id for one in self._read()]
-            there = f"it has {known[0]} to {known[-1]}" if known else "it is empty: run a lesson first"
+        known = {one.id: one for one in self._read()}
+        if number not in known:
+            there = f"it has {min(known)} to {max(known)}" if known else "it is empty: run a lesson first"
             raise ValueError(f"the lab book has no experiment {number!r}; {there}")
-        return found[0]
+        return known[number]
 
     def compare(self, before: int | Experiment, after: int | Experiment, label: str = "") -> Comparison:
         """Put two experiments side by side, iteration by iteration.
@@ -145,16 +144,17 @@ class Book:
             raise ValueError(f"the lab book has no figure {figure!r}")
         return row["png"]
 
-    def _read(self, number: int | None = None) -> list[Experiment]:
+    def _read(self) -> list[Experiment]:
         if not self.path.exists():
             return []
         with transaction(self.path) as connection:
-            return read_experiments(connection, number)
+            return read_experiments(connection)
 
 
 def open_book(path: str | Path | None = None) -> Book:
     """Return the lab book in `path`, by default that of the environment variable LAB_BOOK, or the learner's own."""
-    return Book(Path(path or os.environ.get("LAB_BOOK") or _default_path()).expanduser())
+    named = path or os.environ.get("LAB_BOOK") or _default_path()
+    return Book(Path(os.path.expanduser(named)))  # Path.expanduser fails for a user who is not there
 
 
 def experiment(
@@ -196,7 +196,7 @@ def _moment(since: str | date | None) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
-# Recording -------------------------------------------------------------------------------------------------------
+# --- recording --------------------------------------------------------------------------------------------------------
 
 
 class Recorder:

@@ -7,7 +7,7 @@ from pathlib import Path
 from lab_utils.labbook import open_book
 from lab_utils.labbook_entries import Experiment
 from lab_utils.labbook_report import export
-from lab_utils.labbook_text import details, listing
+from lab_utils.labbook_text import details, listing, visible
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -61,7 +61,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     comparison = open_book().compare(arguments.before, arguments.after, arguments.series)
-    print(f"{comparison.summary}.\n\n{comparison}")
+    print(visible(f"{comparison.summary}.\n\n{comparison}"))
     if arguments.figure:
         arguments.figure.parent.mkdir(parents=True, exist_ok=True)
         comparison.figure().savefig(arguments.figure, dpi=150)

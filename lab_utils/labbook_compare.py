@@ -7,9 +7,11 @@ from itertools import pairwise, zip_longest
 from matplotlib.figure import Figure
 
 from lab_utils.labbook_entries import MEASURED, Experiment, Point, Series
+from lab_utils.labbook_text import cut
 from lab_utils.plots import growth_figure, table
 
 HEADERS = ("iteration", "before", "after", "bytes before", "bytes after", "seconds before", "seconds after")
+WIDTH = 60  # of a setting in the summary
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Comparison:
     @property
     def summary(self) -> str:
         """What was changed, and what came of it, in a sentence."""
-        settings = [f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in self.changed.items()]
+        settings = [
+            f"{name}: {cut(str(old), WIDTH)} -> {cut(str(new), WIDTH)}" for name, (old, new) in self.changed.items()
+        ]
         return f"{'; '.join(settings) or 'nothing was changed'}. {self._result()}"
 
     def __str__(self) -> str:
@@ -79,6 +83,8 @@ class Comparison:
         return growth_figure(dict(zip(names, self.sizes, strict=True)))
 
     def _result(self) -> str:
+        if not self.rows:
+            return "Nothing was measured"
         if self.same:
             return f"The same dims in all {len(self.rows)} iterations"
         row = next(row for row in self.rows if not row.same)
@@ -145,8 +151,3 @@ def _cells(row: Row) -> list[object]:
     dims = [str(list(side.dims)) if there else None for side, there in zip(sides, (row.before, row.after), strict=True)]
     seconds = [None if side.seconds is None else f"{side.seconds:.4f}" for side in sides]
     return [row.iteration, *dims, *(side.nbytes for side in sides), *seconds]
-
-
-def _short(value: object, most: int = 60) -> str:
-    text = str(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -133,19 +133,17 @@ class Experiment:
         return next((one for one in self.series if one.label == label), None)
 
 
-def read_experiments(connection: sqlite3.Connection, number: int | None = None) -> list[Experiment]:
-    """Return all experiments of a book, or only the one with this number, in the order of their numbers."""
-    which, values = ("", []) if number is None else (" WHERE {0} = ?", [number])
-    rows = connection.execute(f"SELECT * FROM experiment{which.format('id')} ORDER BY id", values)
+def read_experiments(connection: sqlite3.Connection) -> list[Experiment]:
+    """Return all experiments of a book, in the order of their numbers."""
+    rows = connection.execute("SELECT * FROM experiment ORDER BY id")
     entries = {
-        table: _by_experiment(connection.execute(f"SELECT * FROM {table}{which.format('experiment')} {order}", values))
-        for table, order in [*((name, "ORDER BY id") for name in ("verdict", "number", "note")), ("ending", "")]
+        "ending": _by_experiment(connection, "ending", "experiment, ended, failure, seconds"),
+        "verdict": _by_experiment(connection, "verdict", "experiment, text"),
+        "number": _by_experiment(connection, "number", "experiment, name, value, unit"),
+        "note": _by_experiment(connection, "note", "experiment, text"),
+        "figure": _by_experiment(connection, "figure", "experiment, id, name, alt"),
+        "series": _series(connection),
     }
-    figures = connection.execute(
-        f"SELECT id, experiment, name, alt FROM figure{which.format('experiment')} ORDER BY id", values
-    )
-    entries["figure"] = _by_experiment(figures)
-    entries["series"] = _series(connection, which.format("experiment"), values)
     return [_experiment(row, {table: found[row["id"]] for table, found in entries.items()}) for row in rows]
 
 
@@ -168,11 +166,10 @@ def _experiment(row: sqlite3.Row, entries: Mapping[str, list]) -> Experiment:
     )
 
 
-def _series(connection: sqlite3.Connection, which: str, values: Sequence[object]) -> dict[int, list[Series]]:
+def _series(connection: sqlite3.Connection) -> dict[int, list[Series]]:
     rows = connection.execute(
-        f"""SELECT series.id, experiment, label, unit, iteration, dims, bytes, seconds FROM series
-        LEFT JOIN observation ON observation.series = series.id{which} ORDER BY series.id, iteration""",
-        values,
+        """SELECT series.id, experiment, label, unit, iteration, dims, bytes, seconds FROM series
+        LEFT JOIN observation ON observation.series = series.id ORDER BY series.id, iteration"""
     )
     points: dict[tuple[int, int, str, str], list[Point]] = defaultdict(list)
     for row in rows:
@@ -185,9 +182,9 @@ def _series(connection: sqlite3.Connection, which: str, values: Sequence[object]
     return series
 
 
-def _by_experiment(rows: sqlite3.Cursor) -> dict[int, list[sqlite3.Row]]:
+def _by_experiment(connection: sqlite3.Connection, table: str, columns: str) -> dict[int, list[sqlite3.Row]]:
     found: dict[int, list[sqlite3.Row]] = defaultdict(list)
-    for row in rows:
+    for row in connection.execute(f"SELECT {columns} FROM {table} ORDER BY rowid"):
         found[row["experiment"]].append(row)
     return found
 

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -17,7 +16,7 @@ import jinja2
 from lab_utils.labbook import Book
 from lab_utils.labbook_compare import Comparison, before_after
 from lab_utils.labbook_entries import MEASURED, Experiment, Point, Series
-from lab_utils.labbook_text import law_of, short_number
+from lab_utils.labbook_text import law_of, moment, short_number, visible
 from lab_utils.labbook_values import png_of
 
 TEMPLATE = "labbook_report.html"
@@ -75,7 +74,7 @@ def report(book: Book, experiments: Sequence[Experiment]) -> str:
         finalize=_printable,
     )
     environment.globals.update(
-        moment=_moment,
+        moment=moment,
         shown=_shown,
         lines=_lines,
         law=law_of,
@@ -101,7 +100,7 @@ def table_of(experiments: Iterable[Experiment]) -> str:
         start = [one.id, one.lesson, one.title, one.started.isoformat(), one.state, one.configuration.get("ensemble")]
         for series in one.series:
             writer.writerows(_row(start, series, line) for line in _all_lines(one, series))
-    return _without_controls(text.getvalue())
+    return visible(text.getvalue())
 
 
 def data_of(experiments: Iterable[Experiment]) -> str:
@@ -151,10 +150,6 @@ def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _moment(moment: datetime) -> str:
-    return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
-
-
 def _shown(value: object) -> str:
     """A value of any kind as text that is not too long to read."""
     whole = isinstance(value, list) and value and all(isinstance(each, int) for each in value)
@@ -164,12 +159,8 @@ def _shown(value: object) -> str:
 
 
 def _printable(value: object) -> object:
-    return _without_controls(value) if isinstance(value, str) else value
-
-
-def _without_controls(text: str) -> str:
-    """Characters that HTML and CSV cannot hold become U+FFFD; Markup stays Markup."""
-    return type(text)(re.sub(r"[^\t\n\r -\x7e\x85\xa0-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text))
+    """For each value of the template: text becomes visible, and Markup stays Markup."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
 
 
 def _as_dict(outcome: object) -> dict | None:

@@ -98,9 +98,9 @@ def transaction(path: Path, write: bool = False) -> Iterator[sqlite3.Connection]
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             yield connection
             connection.execute("COMMIT")
-    except (sqlite3.Error, OSError) as error:
-        if isinstance(error, BookError):
-            raise
+    except BookError:
+        raise
+    except (sqlite3.Error, OSError, OverflowError) as error:  # the last: a number beyond SQLite's 64 bits
         raise BookError(_explain(path, error)) from error
 
 

@@ -1,16 +1,18 @@
 """Experiments of the lab book as plain text, for a terminal and for notebooks."""
 
+import re
 from collections.abc import Iterable, Sequence
-from datetime import timezone
+from datetime import datetime, timezone
 
 from lab_utils.growth import FEWEST_POINTS, fit
 from lab_utils.labbook_entries import MEASURED, Experiment, Series
 from lab_utils.plots import table
 
 SHOWN_SIZES = 6
-LISTED = ("id", "started (UTC)", "lesson", "title", "ensemble", "sizes", "result")
+LISTED = ("id", "when (UTC)", "lesson", "title", "sizes", "result")
 NOTHING = "no experiment is recorded here: run a lesson, or ask for less"
-WIDTHS = {"lesson": 12, "title": 32, "ensemble": 20}
+CONTROLS = re.compile(r"[^\t\n -\x7e\xa0-\U0010ffff]")
+WIDTHS = {"lesson": 12, "title": 38}  # a line fits into a notebook beside JupyterLab's side bar
 
 
 def listing(experiments: Iterable[Experiment]) -> str:
@@ -36,10 +38,10 @@ def details(one: Experiment) -> str:
     return visible("\n\n".join(filter(None, parts)))
 
 
-def short_sizes(sizes: Sequence[int], most: int = SHOWN_SIZES) -> str:
+def short_sizes(sizes: Sequence[int]) -> str:
     """Return sizes with thousands separators; of a long list its beginning and its last."""
-    if len(sizes) > most:
-        return f"{short_sizes(sizes[: most - 2])} … {sizes[-1]:,}"
+    if len(sizes) > SHOWN_SIZES:
+        return f"{short_sizes(sizes[: SHOWN_SIZES - 2])} … {sizes[-1]:,}"
     return " ".join(f"{size:,}" for size in sizes)
 
 
@@ -59,46 +61,58 @@ def law_of(series: Series) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text that cannot steer a terminal: control characters other than tab and line end are shown as U+FFFD."""
-    return "".join(each if each in "\t\n" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    """Return text that cannot steer a terminal and that HTML and CSV can hold: control characters become U+FFFD."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def cut(text: str, width: int) -> str:
+    """Return text of at most so many characters; "…" stands for the rest."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def moment(when: datetime) -> str:
+    """Return a moment in UTC, such as "2026-11-23 14:30:00 UTC"."""
+    return f"{when.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _line(one: Experiment) -> list[object]:
     number = one.lesson.partition(" ")[0]
     lesson = number if number.isdigit() else one.lesson
-    words = {"lesson": lesson, "title": one.title, "ensemble": str(one.configuration.get("ensemble", "-"))}
+    words = {"lesson": lesson, "title": one.title}
     measured = one.find(MEASURED) or (one.series[0] if one.series else None)
-    started = f"{one.started.astimezone(timezone.utc):%Y-%m-%d %H:%M}"
-    short = [_cut(visible(text), WIDTHS[name]) for name, text in words.items()]
-    return [one.id, started, *short, short_sizes(measured.sizes) if measured else "-", _result(one)]
+    started = f"{one.started.astimezone(timezone.utc):%m-%d %H:%M}"
+    short = [cut(" ".join(visible(text).splitlines()), WIDTHS[name]) for name, text in words.items()]
+    return [one.id, started, *short, short_sizes(measured.sizes if measured else []) or "-", _result(one)]
 
 
 def _result(one: Experiment) -> str:
-    if one.state != "finished" or one.outcome is None:
+    if one.state != "finished":
         return one.state
+    if one.outcome is None:
+        return "-"
     return "as predicted" if one.outcome.came_true else "not as predicted"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _times(one: Experiment) -> str:
     took = "" if one.seconds is None else f", took {one.seconds:.2f} s"
-    return f"{one.started.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC{took}, {one.state}"
+    return f"{moment(one.started)}{took}, {one.state}"
 
 
 def _facts(one: Experiment) -> str:
-    facts = {
-        "predicted": one.predicted,
-        "came true": one.outcome,
-        **one.configuration,
-        "server": one.server and f"{one.server} ({one.source})",
-        "device": one.device,
-        "lab commit": one.lab_commit,
-        "failure": one.failure,
-    }
-    return "\n".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
+    facts = [
+        ("predicted", one.predicted),
+        ("came true", one.outcome),
+        *one.configuration.items(),
+        ("server", _server(one)),
+        ("device", one.device),
+        ("lab commit", one.lab_commit),
+        ("failure", one.failure),
+    ]
+    return "\n".join(f"{name}: {value}" for name, value in facts if value is not None)
+
+
+def _server(one: Experiment) -> str | None:
+    return " ".join(filter(None, [one.server, one.source and f"({one.source})"])) or None
 
 
 def _series(series: Series) -> str:

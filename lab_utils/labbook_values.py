@@ -50,6 +50,8 @@ def _plain(value: object) -> object:
 def listed(observations: object) -> list[object]:
     """The iterations of a series, from a StreamResult or anything else that can be iterated in order."""
     observations = getattr(observations, "observations", observations)
+    if isinstance(observations, np.ndarray):  # of sizes, or with dims in each row
+        observations = observations.tolist()
     if isinstance(observations, str | bytes | bytearray | Mapping | Set) or not isinstance(observations, Iterable):
         raise ValueError(
             f"the series is a {type(observations).__name__}; expected a StreamResult or a list with one size, "
@@ -60,7 +62,7 @@ def listed(observations: object) -> list[object]:
 
 def as_row(iteration: int, one: object) -> dict[str, object]:
     """One iteration as a row: a size, a list of dims, or an object with `dims` (or `shape`), `nbytes` and `seconds`."""
-    if isinstance(one, Integral):
+    if isinstance(one, Real | np.generic):  # a NumPy number has a shape too, ()
         one = [one]
     dims = getattr(one, "dims", getattr(one, "shape", one))
     dims = dims.tolist() if isinstance(dims, np.ndarray) else dims

@@ -250,7 +250,7 @@ def _log2_axes(axes: Axes, series: list[_Series]) -> None:
     axes.set_yscale("log", base=2, nonpositive="mask")
     axes.set_yticks(ticks, [f"$2^{{{exponent}}}$" for exponent in exponents])
     size = axes.secondary_yaxis("right", functions=(lambda ids: ids * BYTES_PER_ID, lambda size: size / BYTES_PER_ID))
-    size.set_yticks([tick * BYTES_PER_ID for tick in ticks], [_size(tick * BYTES_PER_ID) for tick in ticks])
+    size.set_yticks([tick * BYTES_PER_ID for tick in ticks], [format_bytes(tick * BYTES_PER_ID) for tick in ticks])
     size.set_ylabel(f"size ({BYTES_PER_ID} bytes an id)")
     for axis in (axes.yaxis, size.yaxis):
         axis.set_minor_locator(NullLocator())
@@ -292,7 +292,7 @@ def _point_out(axes: Axes, series: list[_Series], reached: int) -> None:
     # The space to the left of a high point and above a low one is free of curves.
     high = length > 0.6 * axes.get_ylim()[1]
     axes.annotate(
-        f"n = {reached}\n{length:,.0f} {'id' if length == 1 else 'ids'}\n{_size(length * BYTES_PER_ID)}",
+        f"n = {reached}\n{length:,.0f} {'id' if length == 1 else 'ids'}\n{format_bytes(length * BYTES_PER_ID)}",
         (reached, length),
         (-48, 10) if high else (-24, 24),
         textcoords="offset points",
@@ -352,7 +352,8 @@ def _count(value: float) -> str:
     return f"{value / 1e6:g} million" if value >= 1e6 else f"{value:,.0f}"
 
 
-def _size(size: float) -> str:
+def format_bytes(size: float) -> str:
+    """Bytes with a binary unit and four digits at most, such as "512 MiB"."""
     power = min(int(math.log2(size)) // 10, len(UNITS) - 1) if size >= 1 else 0
     return f"{size / 1024**power:,.4g} {UNITS[power]}"
 

@@ -20,9 +20,9 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby, repeat
+from itertools import accumulate, compress, groupby, repeat
 from math import prod
 from operator import itemgetter
 from pathlib import Path
@@ -72,7 +72,8 @@ NUMPY_DTYPES = {"BOOL": "uint8", "FP32": "float32", "FP64": "float64"}
 NUMPY_DTYPES |= {name: name.lower() for name in ("INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")}
 
 
-class Tensor(NamedTuple):  # a trace has hundreds of thousands of them, and a dataclass takes four times as long to make
+# A trace has hundreds of thousands of tensors and calls, and a dataclass takes four times as long to make.
+class Tensor(NamedTuple):
     """One tensor of one message, without its data.
 
     Attributes
@@ -109,8 +110,7 @@ class Tensor(NamedTuple):  # a trace has hundreds of thousands of them, and a da
         return prod(self.dims)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request to one model: all records of one trace id.
 
     Attributes
@@ -126,9 +126,8 @@ class Call:
     model : str
         Empty where the trace does not say: with level TENSORS alone, or where its beginning is lost.
     version : int
-    times : tuple of (str, int)
-        Name and nanoseconds of each timestamp, in the order of the file. Which clock is the server's secret: only
-        differences mean something.
+    stamps : bytes
+        Its timestamps as the file has them; `times` reads them.
     tensors : tuple of Tensor
         In the order of the file: outputs of a decoupled call lie there message by message.
     path, offset
@@ -141,10 +140,18 @@ class Call:
     request_id: str
     model: str
     version: int
-    times: tuple[tuple[str, int], ...]
+    stamps: bytes
     tensors: tuple[Tensor, ...]
-    path: str = field(repr=False)
-    offset: int = field(repr=False)
+    path: str
+    offset: int
+
+    @property
+    def times(self) -> tuple[tuple[str, int], ...]:
+        """Name and nanoseconds of each timestamp, in the order of the file.
+
+        Which clock is the server's secret: only differences mean something.
+        """
+        return _times(self.stamps)
 
     def time(self, name: str) -> int | None:
         """Nanoseconds of the first timestamp of that name; None if there is none."""
@@ -168,6 +175,11 @@ class Call:
         return end if end is not None else max((ns for _, ns in self.times), default=None)
 
     @property
+    def has_end(self) -> bool:
+        """Whether there is a REQUEST_END to its REQUEST_START."""
+        return (self.time("REQUEST_START") is None) == (self.time("REQUEST_END") is None)
+
+    @property
     def queue_ns(self) -> int | None:
         """Nanoseconds in the queue. None for an ensemble: it has no queue of its own."""
         return _total(self.spans("QUEUE_START", "COMPUTE_START"))
@@ -181,6 +193,11 @@ class Call:
     def messages(self) -> int:
         """How many responses with tensors it sent; 0 where level TENSORS was off."""
         return max((tensor.iteration for tensor in self.tensors if tensor.side == "output"), default=0)
+
+
+@lru_cache(maxsize=64)  # read when asked for: that takes a quarter of the time that all the rest of a call takes
+def _times(stamps: bytes) -> tuple[tuple[str, int], ...]:
+    return tuple((name, int(ns)) for name, ns in STAMP.findall(stamps.decode(errors="replace")))
 
 
 def _total(spans: list[tuple[int, int]]) -> int | None:
@@ -208,6 +225,11 @@ class Request:
     def id(self) -> int:
         """Trace id of the client's own call."""
         return self.root.id if self.root else min(call.parent for call in self.calls)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the trace tells the beginning and the end of all of its calls, where it has times at all."""
+        return self.root is not None and all(call.model and call.has_end for call in self.calls)
 
     @property
     def run(self) -> int:
@@ -376,7 +398,9 @@ def _texts(data: bytes, tensor: Tensor) -> np.ndarray:
     return array.reshape(tensor.dims)
 
 
-_IDENTITY, _MODEL = itemgetter(1), 7  # in a Row
+# In a Row. Each runs a million times for 100 MB, so what is done to all rows is done by `map` and `filter`.
+_WHOLE, _IDENTITY, _TIMES, _ACTIVITY, _WORDS, _MODEL = map(itemgetter, (0, 1, 2, 3, slice(3, 7), 7))
+_NONE_YET: Counter[tuple[str, str]] = Counter()  # never added to: a new one for each call takes its time
 
 
 class _Found:
@@ -385,36 +409,35 @@ class _Found:
     def __init__(self, identity: int, path: str, offset: int):
         self.id, self.path, self.offset = identity, path, offset
         self.model, self.version, self.request_id, self.parent = "", -1, "", None
-        self.times: list[tuple[str, int]] = []
+        self.stamps: list[bytes] = []
         self.tensors: list[Tensor] = []
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts = _NONE_YET
 
     def take_plain(self, rows: Sequence[Row], offsets: Iterable[int]) -> None:
         """Take plain records in, each with where it is in the file."""
-        for stamps in [row[2] for row in rows if row[2]]:
-            self.times += [(to_text(name), int(ns)) for name, ns in STAMP.findall(stamps)]
-        for row in [row for row in rows if row[7]]:
+        self.stamps += filter(None, map(_TIMES, rows))
+        for row in filter(_MODEL, rows):
             self.model, self.version, self.request_id = to_text(row[7]), int(row[8]), to_text(row[9])
             self.parent = int(row[10]) if row[10] else None
-        found = [(row, offset) for row, offset in zip(rows, offsets, strict=False) if row[3]]
-        if found:
-            self._tensors(*zip(*found, strict=True))
+        if found := list(filter(_ACTIVITY, rows)):
+            self._tensors(found, compress(offsets, map(_ACTIVITY, rows)))
 
-    def _tensors(self, rows: Sequence[Row], offsets: Sequence[int]) -> None:
-        words = tuple([row[3:7] for row in rows])
+    def _tensors(self, rows: Sequence[Row], offsets: Iterable[int]) -> None:
+        words = tuple(map(_WORDS, rows))
         # Calls of one model look alike: what their words mean is worked out once.
         known = _layout(words) if len(words) <= LAYOUT_TENSORS and not self.tensors else _parse(words, self._counts)
         self._counts = known.counts
+        lengths = list(map(len, map(_WHOLE, rows)))
         nbytes = list(known.nbytes)
-        for place, count in known.texts:
-            nbytes[place] = text_bytes(count, _data_length(rows[place]))
-        lengths = [len(row[0]) for row in rows]
+        for place, count, around in known.texts:
+            data = lengths[place] - around - len(rows[place][1]) - rows[place][0].endswith(b",")
+            nbytes[place] = text_bytes(count, data)
         fields = zip(*known.columns, nbytes, known.iterations, repeat(self.path), offsets, lengths, strict=False)
         self.tensors += map(tuple.__new__, repeat(Tensor), fields)  # Tensor(...) for each, at a third of its time
 
     def take_single(self, record: Single) -> None:
         """Take a record in that was taken apart singly."""
-        self.times += record.times
+        self.stamps += filter(None, [record.times])
         if record.header:
             self.model, self.version = record.header.get("model_name", ""), record.header.get("model_version", -1)
             self.request_id, self.parent = record.header.get("request_id", ""), record.header.get("parent_id")
@@ -429,7 +452,7 @@ class _Found:
     def call(self, run: int) -> Call:
         return Call(
             run, self.id, self.parent, self.request_id, self.model, self.version,
-            tuple(self.times), tuple(self.tensors), self.path, self.offset,
+            b",".join(self.stamps), tuple(self.tensors), self.path, self.offset,
         )  # fmt: skip
 
 
@@ -439,7 +462,9 @@ class _Known(NamedTuple):
     columns: list[tuple]  # sides, names, dtypes, dims
     nbytes: list[int]
     iterations: list[int]
-    texts: list[tuple[int, int]]  # place and number of elements where only the data tells the bytes
+    texts: list[
+        tuple[int, int, int]
+    ]  # where only the data tells the bytes: place, elements, length of all but data, id
     counts: Counter[tuple[str, str]]  # how often each side and name came
 
 
@@ -448,7 +473,7 @@ Words = tuple[bytes, bytes, bytes, bytes]
 
 @lru_cache(maxsize=256)
 def _layout(words: tuple[Words, ...]) -> _Known:
-    return _parse(words, Counter())
+    return _parse(words, _NONE_YET)
 
 
 def _parse(words: Iterable[Words], before: Counter[tuple[str, str]]) -> _Known:
@@ -459,15 +484,9 @@ def _parse(words: Iterable[Words], before: Counter[tuple[str, str]]) -> _Known:
         counts[side, text] += 1
         rows.append((side, text, kind, dims, nbytes, counts[side, text]))
         if kind == "BYTES":
-            texts.append((place, count))
+            texts.append((place, count, WITHOUT_DATA + len(activity) + len(name) + len(shape) + len(dtype)))
     *columns, sizes, iterations = zip(*rows, strict=True)
     return _Known(columns, sizes, iterations, texts, counts)
-
-
-def _data_length(row: Row) -> int:
-    whole, identity, _, activity, name, shape, dtype, *_ = row
-    around = sum(map(len, (identity, activity, name, shape, dtype)))
-    return len(whole.rstrip(b",")) - around - WITHOUT_DATA
 
 
 def _calls(path: str, problems: list[Problem]) -> Iterator[_Found]:
@@ -494,8 +513,8 @@ def _parts(found: Iterable[Plain | Single]) -> Iterator[tuple[int, list[int], bo
         offset = piece.offset
         for identity, group in groupby(piece.rows, _IDENTITY):
             rows = list(group)
-            offsets = list(accumulate([len(row[0]) for row in rows], initial=offset))
-            yield int(identity), offsets, bool(rows[0][_MODEL]), rows
+            offsets = list(accumulate(map(len, map(_WHOLE, rows)), initial=offset))
+            yield int(identity), offsets, bool(_MODEL(rows[0])), rows
             offset = offsets[-1]
 
 

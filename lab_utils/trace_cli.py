@@ -10,17 +10,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lab_utils import perfetto
+from lab_utils.attribution import Place
 from lab_utils.plots import table
 from lab_utils.trace import Call, Problem, Request, Tensor, files, read, requests, values
 from lab_utils.trace_figure import pair_figure, pair_table, repeated
-from lab_utils.trace_tracks import Hop, Line, Place, hops, lines, pairs, tracks
-from lab_utils.verdict import Track, Verdict, find_growth, judge
+from lab_utils.trace_tracks import Hop, Line, hops, lines, pairs, tracks
+from lab_utils.verdict import Verdict, judge
 
+FIGURE = Path("artifacts/trace.png")
 SHOWN_ROWS, SHOWN_PROBLEMS, SHOWN_VALUES, SHOWN_SHAPES = 40, 5, 12, 10
 UNKNOWN = "(unknown)"
 NO_TENSORS = (
     "the trace has times but no tensors, so it shows no shapes: start the server with --trace-config=level=TENSORS as"
     ' well, or post {"trace_level":["TIMESTAMPS","TENSORS"]} to /v2/trace/setting'
+)
+TORN = (
+    "{:,} client request(s) are not whole in the file: a call has no beginning, no end or no caller there. Growth in"
+    " them may be missed, and a sender may be missing; wait until the server has written all, or trace once more"
 )
 NO_TIMES = "the trace does not tell models and callers: level TENSORS alone; turn on level TIMESTAMPS as well"
 
@@ -29,7 +35,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Add ``trace`` to the command line."""
     one = commands.add_parser("trace", help="read Triton trace files: hops, and which node makes a tensor grow")
     one.add_argument("files", nargs="+", type=Path, metavar="FILE", help="one trace, or the numbered files of one")
-    one.add_argument("--figure", type=Path, metavar="FILE.png", help="save what was sent and received per iteration")
+    one.add_argument("--figure", type=Path, default=FIGURE, metavar="FILE.png", help=f"where to save it ({FIGURE})")
     one.add_argument("--perfetto", type=Path, metavar="OUT.json", help="write a file for ui.perfetto.dev")
     one.add_argument("--values", metavar="REQUEST", help="print the values of this request's tensors too")
     one.add_argument("--request", metavar="ID", help="show this one: its trace id, or the id that the client gave")
@@ -48,14 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--rows is {arguments.rows}; expected 1 or more")
     problems: list[Problem] = []
     summary = _Summary()
-    found = list(tracks(summary.watch(requests(read(arguments.files, problems)))))
-    verdict = judge(found)
-    default = _guilty_request(found, verdict) or summary.largest[1]
-    shown = _shown(arguments, default) if summary.calls else None
+    verdict = judge(tracks(summary.watch(requests(read(arguments.files, problems)))))
+    shown = _shown(arguments, verdict.request or summary.largest[1]) if summary.calls else None
     if arguments.json:
         print(json.dumps(_report(arguments, summary, verdict, shown, problems), ensure_ascii=False))
-    else:
-        print("\n".join(_lines(arguments, summary, verdict, shown, problems)))
+    for line in _lines(arguments, summary, verdict, shown, problems):
+        if not arguments.json:  # the lines that save a file do that all the same
+            print(line)
     return 0 if summary.calls else 2
 
 
@@ -82,6 +87,7 @@ class _Summary:
     """What goes by while a trace is read once."""
 
     requests: int = 0
+    torn: int = 0  # requests that are not whole
     calls: int = 0
     tensors: int = 0
     times: int = 0
@@ -91,6 +97,7 @@ class _Summary:
     def watch(self, found: Iterable[Request]) -> Iterator[Request]:
         for request in found:
             self.requests += 1
+            self.torn += not request.whole
             count = sum(len(call.tensors) for call in request.calls)
             if count > self.largest[0] or not self.largest[1]:
                 self.largest = count, request.label
@@ -112,14 +119,6 @@ def _shown(arguments: argparse.Namespace, default: str) -> Request:
     raise ValueError(
         f"no request {wanted!r} in the trace; expected a trace id of a client's call, or a client's own id"
     )
-
-
-def _guilty_request(found: Iterable[Track], verdict: Verdict) -> str:
-    """Label of the request in which the guilty output grows longest; empty if there is none."""
-    place = verdict.node, verdict.tensor, "output"
-    guilty = [track for track in found if (track.node, track.tensor, track.side) == place and track.request]
-    lengths = {track.request: growth.messages for track in guilty if (growth := find_growth(track))}
-    return max(lengths, key=lengths.__getitem__, default="")
 
 
 def _lines(
@@ -165,6 +164,8 @@ def _notes(summary: _Summary) -> Iterator[str]:
         yield f"note: {NO_TENSORS}"
     elif not summary.times:
         yield f"note: {NO_TIMES}"
+    elif summary.torn:
+        yield f"note: {TORN.format(summary.torn)}"
 
 
 def _line_rows(arguments: argparse.Namespace, shown: Request) -> Iterator[str]:
@@ -172,7 +173,7 @@ def _line_rows(arguments: argparse.Namespace, shown: Request) -> Iterator[str]:
     rows = [
         (line.node, line.side, line.tensor, line.messages[0].dtype, len(line.messages), _shapes(line), _nbytes(line))
         for line in found
-        if not (line.side == "input" and "." in line.tensor)
+        if not line.returned
     ]
     yield table(["model", "side", "tensor", "dtype", "messages", "shapes", "bytes"], rows[: arguments.rows])
     yield from _left_out(len(rows), arguments.rows, "tensors of this request")
@@ -233,18 +234,19 @@ def _focus(verdict: Verdict) -> Place | None:
 
 def _pair_lines(arguments: argparse.Namespace, shown: Request, verdict: Verdict) -> Iterator[str]:
     found = pairs(shown, arguments.repository)
-    if not repeated(found) and not arguments.figure:
+    if not repeated(found):
+        yield "\nno figure: in this request no tensor has more than one message"
         return
     yield f"\n{pair_table(found, arguments.rows, _focus(verdict))}"
-    if arguments.figure:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        pair_figure(found, f"request {shown.label}", _focus(verdict)).savefig(arguments.figure, dpi=150)
-        yield f"figure: {arguments.figure}"
+    arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+    pair_figure(found, f"request {shown.label}", _focus(verdict)).savefig(arguments.figure, dpi=150)
+    yield f"figure: {arguments.figure}"
 
 
 def _perfetto_lines(arguments: argparse.Namespace) -> Iterator[str]:
     if not arguments.perfetto:
         return
+    arguments.perfetto.parent.mkdir(parents=True, exist_ok=True)
     written = perfetto.write(requests(read(arguments.files)), arguments.perfetto, arguments.repository)
     left = f"; {written.left_out:,} calls have no times and are left out" if written.left_out else ""
     yield f"perfetto: {arguments.perfetto}, {written.events:,} events{left}; open it at https://ui.perfetto.dev"
@@ -257,6 +259,7 @@ def _report(
         "files": files(arguments.files),
         "problems": [asdict(problem) for problem in problems],
         "requests": summary.requests,
+        "not_whole": summary.torn,
         "calls": summary.calls,
         "models": {name: {"calls": model.calls, "responses": model.messages} for name, model in summary.models.items()},
         "verdict": asdict(verdict),

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lab_utils.attribution import Place
 from lab_utils.plots import GREY, OKABE_ITO, NotebookFigure, table
 from lab_utils.trace import Tensor
-from lab_utils.trace_tracks import Pair, Place
+from lab_utils.trace_tracks import Pair
 
 SHOWN_PAIRS = 6
 

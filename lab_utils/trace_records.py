@@ -35,7 +35,7 @@ _PLAIN = re.compile(
     rb'(?=\},\{"id":\2,"timestamps")'  # what follows a header, unless a request id only looks like its end
     rb")\},?)"
 )
-STAMP = re.compile(rb'"name":"([^"]*)","ns":(\d+)')
+STAMP = re.compile(r'"name":"([^"]*)","ns":([0-9]+)')
 Row = tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]
 """Whole, id, times, activity, tensor, shape, dtype, model, version, request id, parent: empty where it has none.
 
@@ -105,8 +105,8 @@ class Single:
         Where it is in the file.
     header : dict
         What it tells of its call: any of model_name, model_version, request_id, parent_id.
-    times : tuple of (str, int)
-        Name and nanoseconds.
+    times : bytes
+        In the form in which `STAMP` finds name and nanoseconds.
     tensor : tuple or None
         Activity, name, dtype, dims and bytes.
     """
@@ -115,7 +115,7 @@ class Single:
     offset: int
     length: int
     header: dict = field(default_factory=dict)
-    times: tuple[tuple[str, int], ...] = ()
+    times: bytes = b""
     tensor: tuple[bytes, str, str, tuple[int, ...], int] | None = None
 
 
@@ -420,11 +420,15 @@ def _any_layout(text: bytes, at: int, position: int, last: bool) -> Single | Non
 
 def _from_json(record: dict, offset: int, length: int) -> Single:
     header = {key: record[key] for key in ("model_name", "model_version", "request_id", "parent_id") if key in record}
-    times = tuple((str(time["name"]), int(time["ns"])) for time in record.get("timestamps", ()))
+    times = b",".join(_stamp(time["name"], time["ns"]) for time in record.get("timestamps", ()))
     tensor = _json_tensor(record) if "tensor" in record else None
     if not (header or times or tensor):
         raise ValueError("not a record that Triton writes")
     return Single(int(record["id"]), offset, length, header, times, tensor)
+
+
+def _stamp(name: str, ns: int) -> bytes:
+    return b'"name":"%s","ns":%d' % (name.replace('"', "'").encode(), int(ns))
 
 
 def _json_tensor(record: dict) -> tuple[bytes, str, str, tuple[int, ...], int]:

@@ -10,17 +10,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
+from lab_utils.attribution import Place, wiring
 from lab_utils.contract import read_config
 from lab_utils.trace import Call, Request, Side, Tensor, raw
 from lab_utils.trace_records import NOT_WRITTEN
-from lab_utils.verdict import FEWEST_MESSAGES, Track
+from lab_utils.verdict import FEWEST_MESSAGES, INTEGERS, VALUE, Track, most_alike
 
 COMPARED_BYTES = 16 << 20  # of data in the file; larger messages are not read again to compare them
 COMPARED_MESSAGES = 4
 
-Place = tuple[str, str]  # model and its own tensor name
+Row = dict[tuple[Side, str], Tensor]  # what one node received and sent in one request
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Line:
         The model's own name for it; "MODEL.TENSOR" for what a model that the node called answered.
     messages : tuple of Tensor
         In the order of the calls, and inside a call in the order of the responses.
+    returned : bool
+        Whether a model that the node called answered it.
     """
 
     node: str
     side: Side
     tensor: str
     messages: tuple[Tensor, ...]
+    returned: bool = False
 
     @property
     def unit(self) -> str:
@@ -141,14 +146,16 @@ def lines(request: Request) -> list[Line]:
         for tensor in call.tensors:
             if tensor.side == "backend input":
                 continue
-            found[call.parent, call.model, tensor.side, tensor.name].append(tensor)
+            found[call.parent, call.model, tensor.side, tensor.name, False].append(tensor)
             if caller and caller.model and tensor.side == "output":
-                found[caller.parent, caller.model, "input", f"{call.model}.{tensor.name}"].append(tensor)
-    return [Line(node, side, name, tuple(messages)) for (_, node, side, name), messages in found.items()]
+                found[caller.parent, caller.model, "input", f"{call.model}.{tensor.name}", True].append(tensor)
+    return [
+        Line(node, side, name, tuple(messages), returned) for (_, node, side, name, returned), messages in found.items()
+    ]
 
 
 def tracks(requests: Iterable[Request]) -> Iterator[Track]:
-    """Tracks for `lab_utils.verdict.judge`: of every request, and over all requests for what comes once in each.
+    """Tracks for `lab_utils.verdict.judge`: of every request, and over all requests of nodes that answer once in each.
 
     Parameters
     ----------
@@ -171,27 +178,45 @@ def tracks(requests: Iterable[Request]) -> Iterator[Track]:
 
 
 class _Singles:
-    """Tensors that came at most once in each request so far."""
+    """Nodes that are called once and answer at most once in each request."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, Side, str], list[tuple[tuple, Tensor]]] = {}
-        self._often: set[tuple[str, Side, str]] = set()
+        self._found: dict[str, list[tuple[tuple, Row]]] = defaultdict(list)
+        self._often: set[str] = set()
 
     def add(self, request: Request, found: Sequence[Line]) -> None:
         order = (request.run, request.calls[0].start_ns or 0, request.id)
+        rows: dict[str, Row] = defaultdict(dict)
         for line in found:
-            key = line.node, line.side, line.tensor
+            rows[line.node][line.side, line.tensor] = line.messages[0]
             if len(line.messages) > 1:
-                self._often.add(key)
-                self._found.pop(key, None)
-            elif key not in self._often:
-                self._found.setdefault(key, []).append((order, line.messages[0]))
+                self._often.add(line.node)
+                self._found.pop(line.node, None)
+        for node, row in rows.items():
+            if node not in self._often:
+                self._found[node].append((order, row))
 
     def tracks(self) -> Iterator[Track]:
-        for (node, side, name), messages in self._found.items():
-            if len(messages) > 1:
-                messages.sort(key=lambda message: message[0])
-                yield _track("", Line(node, side, name, tuple(tensor for _, tensor in messages)))
+        for node, found in self._found.items():
+            rows = most_alike([row for _, row in sorted(found, key=itemgetter(0))])
+            if len(rows) > 1:
+                yield from _over_requests(node, rows)
+
+
+def _over_requests(node: str, rows: Sequence[Row]) -> Iterator[Track]:
+    """A track of each tensor, and of the values of single numbers where an output grows: a limit may explain it."""
+    found = [Line(node, side, name, tuple(row[side, name] for row in rows)) for side, name in rows[0]]
+    yield from (_track("", line) for line in found)
+    if any(line.side == "output" and _grows_long_enough(line.sizes) for line in found):
+        yield from (_value_track(line) for line in found if line.side == "input" and _is_number(line))
+
+
+def _is_number(line: Line) -> bool:
+    return all(one.dtype in INTEGERS and one.elements == 1 for one in line.messages)
+
+
+def _value_track(line: Line) -> Track:
+    return Track("", line.node, "input", line.tensor, tuple(int(raw(one)) for one in line.messages), unit=VALUE)
 
 
 def _track(request: str, line: Line) -> Track:
@@ -275,7 +300,7 @@ def pairs(request: Request, repository: str | Path | None = None, known: dict[st
         if not caller.model or caller.id not in children:
             continue
         if repository and caller.model not in known:
-            known[caller.model] = _wires(caller.model, repository)
+            known[caller.model] = wiring(read_config(caller.model, repository), caller.model)
         new = _pairs_of(caller, children[caller.id], known.get(caller.model, {}))
         known.setdefault(caller.model, {}).update({(p.consumer, p.input): (p.producer, p.output) for p in new})
         found += new
@@ -341,15 +366,3 @@ def _same(sent: Tensor, received: Tensor) -> bool:
     if (sent.dtype, sent.nbytes) != (received.dtype, received.nbytes) or sent.dtype in NOT_WRITTEN:
         return False
     return sent.length <= COMPARED_BYTES and raw(sent) == raw(received)
-
-
-def _wires(ensemble: str, repository: str | Path) -> Wires:
-    """From consumer to producer, in the models' own names. Empty for a caller that is no ensemble."""
-    config = read_config(ensemble, repository)
-    sources = {tensor.name: (ensemble, tensor.name) for tensor in config.input}
-    for step in config.ensemble_scheduling.step:
-        sources |= {name: (step.model_name, own) for own, name in step.output_map.items()}
-    wires = {(ensemble, tensor.name): sources.get(tensor.name) for tensor in config.output}
-    for step in config.ensemble_scheduling.step:
-        wires |= {(step.model_name, own): sources.get(name) for own, name in step.input_map.items()}
-    return {sink: source for sink, source in wires.items() if source} if config.ensemble_scheduling.step else {}

@@ -5,11 +5,11 @@ input grows as well only passes on what it gets. Sizes come from a trace (`lab_u
 (`lab_utils.watch`); nothing here knows a model or a tensor by name.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lab_utils.growth import fit
 
@@ -20,7 +20,12 @@ FEWEST_WITHOUT_VALUES = 6
 """Four sizes in a row follow a law by chance now and then, so a law alone needs six. Values that come again do not."""
 
 SHOWN_SIZES, SHOWN_LINES = 10, 4
+Row = TypeVar("Row", bound=Mapping)
+
 RANK = {"exponential": 2, "linear": 1, "history": 0}
+INTEGERS = ("INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")
+VALUE = "as value"
+MAY_BE_MEANT = "this may be meant: all text so far, positions and masks grow so too; ask what the consumer expects"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Track:
         Item i tells whether message i + 2 holds the whole message i + 1 and more than one repeated value. Empty where
         the values are unknown.
     unit : str
-        Of the sizes: "elements" or "bytes".
+        Of the sizes: "elements", "bytes", or "as value" where they are the value of a single number, such as a limit
+        that the client set: it can explain growth as well.
     """
 
     request: str
@@ -107,6 +113,8 @@ class Verdict:
         Lines for a person.
     others : tuple of str
         Further nodes that are guilty by the same rule.
+    request : str
+        Label of the client's request that the evidence is from; empty where it is from many.
     """
 
     node: str | None
@@ -115,6 +123,7 @@ class Verdict:
     first: int | None
     evidence: tuple[str, ...]
     others: tuple[str, ...] = ()
+    request: str = ""
 
     def __str__(self) -> str:
         head = f"verdict: {self.node}, at its output {self.tensor}" if self.node else "verdict: none"
@@ -150,7 +159,29 @@ def judge(tracks: Iterable[Track]) -> Verdict:
     evidence = [*_charge(worst, group), *_how_often(worst, calls)]
     evidence += [f"{name} is guilty by the same rule" for name in others]
     evidence += _passed_on([growth for growth, _ in passing], {growth.track.node for growth, _ in guilty})
-    return Verdict(worst.track.node, worst.track.tensor, worst.kind, worst.first, tuple(evidence), tuple(others))
+    track = worst.track
+    return Verdict(track.node, track.tensor, worst.kind, worst.first, tuple(evidence), tuple(others), track.request)
+
+
+def most_alike(rows: Iterable[Row]) -> list[Row]:
+    """Of what one node received and sent in each request, the largest group with the same tensors.
+
+    A request that failed has inputs alone. It must not shift the messages that come after it.
+
+    Parameters
+    ----------
+    rows : iterable of mapping
+        One for each request; its keys are the tensors.
+
+    Returns
+    -------
+    list of mapping
+        In the order given; empty if there are none.
+    """
+    groups: dict[frozenset, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(frozenset(row), []).append(row)
+    return max(groups.values(), key=len, default=[])
 
 
 def find_growth(track: Track) -> Growth | None:
@@ -180,10 +211,24 @@ def _explained(growth: Growth, group: Sequence[Track]) -> bool:
 
 def _explains(given: Track, growth: Growth) -> bool:
     """Whether an input grows too: by a law, or message for message together with the output."""
-    if find_growth(given):
-        return True
     sizes = given.sizes[growth.start - 1 : growth.stop]
-    return len(sizes) == growth.messages and all(a < b for a, b in pairwise(sizes))
+    together = len(sizes) == growth.messages and all(a < b for a, b in pairwise(sizes))
+    if given.unit == VALUE:
+        return together and _keeps_up(sizes, growth)
+    if together:
+        linear = len({b - a for a, b in pairwise(sizes)}) == 1
+    else:
+        own = find_growth(given)
+        if not own:
+            return False
+        linear = own.kind == "linear"
+    return not (linear and growth.kind == "exponential")  # what doubles is not explained by what grows by one
+
+
+def _keeps_up(values: Sequence[int], growth: Growth) -> bool:
+    """Whether a value grows about as much as the output: a limit does, a clock or a counter of requests does not."""
+    sizes = growth.track.sizes[growth.start - 1 : growth.stop]
+    return values[0] > 0 and sizes[-1] * values[0] <= 2 * values[-1] * max(1, sizes[0])
 
 
 def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -225,8 +270,9 @@ def _needed(growth: Growth) -> int:
     return FEWEST_MESSAGES if growth.repeats else FEWEST_WITHOUT_VALUES
 
 
-def _weight(growth: Growth) -> tuple[bool, int, int]:
-    return growth.repeats, RANK[growth.kind], growth.messages
+def _weight(growth: Growth) -> tuple[bool, bool, int, int]:
+    # What doubles comes first even where its messages were too large to compare their values.
+    return growth.kind == "exponential", growth.repeats, RANK[growth.kind], growth.messages
 
 
 def _charge(growth: Growth, group: Sequence[Track]) -> list[str]:
@@ -235,8 +281,12 @@ def _charge(growth: Growth, group: Sequence[Track]) -> list[str]:
     lines = [f"{track.node} sends {track} ({where})", _law(growth)]
     if growth.repeats:
         lines.append("each of these messages holds the whole message before it")
-    inputs = [str(given) for given in group if given.side == "input"]
-    lines.append(f"its inputs do not grow: {_some(inputs)}" if inputs else "its inputs were not seen")
+    inputs = [given for given in group if given.side == "input"]
+    how = "do not explain that" if any(map(find_growth, inputs)) else "do not grow"
+    seen = f"its inputs {how}: {_some([str(given) for given in inputs])}"
+    lines.append(seen if inputs else "its inputs were not seen")
+    if growth.kind != "exponential":
+        lines.append(MAY_BE_MEANT)
     return lines
 
 
@@ -284,6 +334,11 @@ def _acquittal(calls: Sequence[Sequence[Track]], passing: Sequence[Growth]) -> t
             *_passed_on(passing, set()),
         )
     lines = [f"no output grows by a law; {len(outputs)} with more than one message looked at"]
+    given = [track for group in calls for track in group if track.side == "input" and track.request]
+    sent = dict.fromkeys(f"{track.node} {track}" for track in given if find_growth(track))
+    lines += [
+        f"grows at an input, and no output explains it; look at who calls: {one}" for one in list(sent)[:SHOWN_LINES]
+    ]
     varying = dict.fromkeys(f"{track.node} {track}" for track in outputs if track.request and len(set(track.sizes)) > 1)
     lines += [f"not constant, but no growth: {line}" for line in list(varying)[:SHOWN_LINES]]
     return tuple(lines)

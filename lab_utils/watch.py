@@ -115,6 +115,16 @@ def watch(
     return Watch(endpoint, metrics_url, Path(log) if log else None, interval, rules or Rules(), on_event)
 
 
+def _open_log(path: Path, from_start: bool) -> LogTail:
+    try:
+        return LogTail(path, from_start)
+    except OSError as error:
+        raise OSError(
+            f"the log {path} cannot be read ({error.strerror}): name the file that takes the server's standard error,"
+            " as a user who may read it; without a log, the rest is shown"
+        ) from None
+
+
 class Watch:
     """What was seen, during the ``with`` block and after it; `watch` makes one.
 
@@ -161,7 +171,7 @@ class Watch:
         self.began = time.time()
         try:
             if self._log:
-                self._tail = LogTail(self._log, from_start=self._endpoint is None)
+                self._tail = _open_log(self._log, from_start=self._endpoint is None)
             if self._endpoint:
                 self._open_server()
             self._poll()

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         metrics_url=arguments.metrics,
         log=arguments.log,
         interval=arguments.interval,
-        rules=Rules(arguments.factor, arguments.times, int(arguments.memory_mib * MEBIBYTE)),
+        rules=Rules(arguments.factor, arguments.times, arguments.memory_mib * MEBIBYTE),
         on_event=Printer(as_json=arguments.json),
     )
     with _ends_on_signals(), seen:
@@ -62,14 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _ends_on_signals() -> Iterator[None]:
-    """Make SIGTERM and Ctrl-C end the block in order: the log level is put back, and the summary is printed."""
+    """Make SIGTERM, a closed terminal and Ctrl-C end the block in order: the log level is put back."""
 
     def end(*_: object) -> None:
         for number in old:
             signal.signal(number, signal.SIG_IGN)  # a second one must not end the clean-up
         raise KeyboardInterrupt
 
-    old = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     try:
         yield
     except KeyboardInterrupt:

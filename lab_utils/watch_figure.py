@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 
 from matplotlib.axes import Axes
@@ -12,11 +12,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lab_utils.alarm import MACHINE, MEBIBYTE, Alarm, Sample
 from lab_utils.attribution import Message
-from lab_utils.plots import MARKERS, OKABE_ITO, NotebookFigure, _size
+from lab_utils.plots import GREY, MARKERS, OKABE_ITO, NotebookFigure, format_bytes
 
 MOST_SERIES = len(MARKERS)
 MOST_POINTS = 2_000  # of one line: more are not to be seen
-GREY = "#666666"
 
 Line = Sequence[tuple[float, float]]
 
@@ -65,7 +64,9 @@ def _value(samples: Sequence[Sample], fired: tuple) -> float:
     return next(one.value for one in samples if (one.quantity, one.node, one.seconds) == (fired[0], fired[1], fired[4]))
 
 
-def _by_tensor(messages: Sequence[Message], value: object, began: float) -> dict[str, dict[str, Line]]:
+def _by_tensor(
+    messages: Sequence[Message], value: Callable[[Message], float | None], began: float
+) -> dict[str, dict[str, Line]]:
     """Label of a tensor to its lines: one for each request."""
     found: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for one in messages:
@@ -116,7 +117,7 @@ def _scale(axes: Axes, log: bool, in_bytes: bool) -> None:
     else:
         axes.set_ylim(0, max(1, 1.08 * axes.get_ylim()[1]))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    show = _size if in_bytes else (lambda value: f"{value:,.6g}")
+    show = format_bytes if in_bytes else (lambda value: f"{value:,.6g}")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
 
 

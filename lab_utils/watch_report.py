@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from lab_utils.alarm import Sample
-from lab_utils.attribution import ITEM_SIZES, Message
+from lab_utils.attribution import LENGTH_PREFIX, Message
 from lab_utils.plots import table
-from lab_utils.verdict import Track
+from lab_utils.trace_records import ITEM_SIZES
+from lab_utils.verdict import INTEGERS, Track, most_alike
 
 SHOWN = 10
+
+Port = tuple[str, str]  # side and tensor, at one node in one request
 
 
 def dims_of(
@@ -43,8 +46,9 @@ def tracks_of(messages: Iterable[Message], ensembles: Iterable[str] = ()) -> lis
 
     One track for each tensor of each node in each request, and one over all requests (``request`` is empty) for nodes
     that are called once and answer once in every request. Ensembles themselves are no nodes. Left out is what cannot be
-    judged: messages of nobody known, tensors whose bytes are not known, and outputs of a node with such an input where
-    that input could explain them.
+    judged: messages of nobody known, tensors whose bytes are not known, outputs of a node with such an input where that
+    input could explain them, and over requests nodes with an input of one whole number: it can be a limit, and its
+    value is not in the log.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def tracks_of(messages: Iterable[Message], ensembles: Iterable[str] = ()) -> lis
         Names of the models that are ensembles.
     """
     outer = set(ensembles)
-    calls: dict[tuple[str, str], dict[tuple[str, str], list[Message]]] = defaultdict(lambda: defaultdict(list))
+    calls: dict[tuple[str, str], dict[Port, list[Message]]] = defaultdict(lambda: defaultdict(list))
     for message in messages:
         if message.number is not None and message.node not in outer:
             calls[message.request, message.node][message.side, message.tensor].append(message)
@@ -62,7 +66,7 @@ def tracks_of(messages: Iterable[Message], ensembles: Iterable[str] = ()) -> lis
     return within + _over_requests(calls)
 
 
-def _tracks(request: str, tensors: dict[tuple[str, str], list[Message]]) -> list[Track]:
+def _tracks(request: str, tensors: dict[Port, list[Message]]) -> list[Track]:
     sizes = {key: [_size(message) for message in found] for key, found in tensors.items()}
     # One message cannot grow; several of unknown size can.
     doubtful = any(side == "input" and len(known) > 1 and None in known for (side, _), known in sizes.items())
@@ -73,25 +77,31 @@ def _tracks(request: str, tensors: dict[tuple[str, str], list[Message]]) -> list
     ]
 
 
-def _over_requests(calls: dict[tuple[str, str], dict[tuple[str, str], list[Message]]]) -> list[Track]:
+def _over_requests(calls: dict[tuple[str, str], dict[Port, list[Message]]]) -> list[Track]:
     """One track with one message for each request, for nodes that are called once and answer once."""
-    nodes: dict[str, dict[tuple[str, str], list[Message]]] = {}
-    often: set[str] = set()
+    nodes: dict[str, list[dict[Port, list[Message]]]] = defaultdict(list)
     for (_, node), tensors in calls.items():
-        for key, found in tensors.items():
-            nodes.setdefault(node, defaultdict(list))[key].append(found[0])
-            if len(found) > 1:
-                often.add(node)
-    return [
-        track
-        for node, tensors in nodes.items()
-        if node not in often and max(map(len, tensors.values())) > 1
-        for track in _tracks("", tensors)
-    ]
+        nodes[node].append(tensors)
+    found = []
+    for rows in nodes.values():
+        if all(len(messages) == 1 for tensors in rows for messages in tensors.values()):
+            alike = most_alike(rows)
+            if len(alike) > 1 and not any(map(_is_limit, alike[0].items())):
+                found += _tracks("", {place: [row[place][0] for row in alike] for place in alike[0]})
+    return found
+
+
+def _is_limit(tensor: tuple[Port, list[Message]]) -> bool:
+    """Whether an input may be a limit that the client sets: its value, not in the log, can explain growth."""
+    (side, _), (message,) = tensor
+    return side == "input" and message.dtype in INTEGERS and prod(message.dims) == 1
 
 
 def _size(message: Message) -> int | None:
-    return prod(message.dims) if message.dtype in ITEM_SIZES else message.nbytes
+    """Elements; or bytes of the text alone, as in a trace: with the lengths between, text that doubles does not."""
+    if message.dtype in ITEM_SIZES:
+        return prod(message.dims)
+    return None if message.nbytes is None else message.nbytes - LENGTH_PREFIX * prod(message.dims)
 
 
 def _unit(message: Message) -> str:

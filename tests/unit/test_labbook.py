@@ -131,6 +131,7 @@ def test_what_is_no_figure_is_refused(book, wrong):
         ([3, 1], [Point(1, (3,)), Point(2, (1,))]),
         ([np.int64(3)], [Point(1, (3,))]),
         (np.array([3, 1]), [Point(1, (3,)), Point(2, (1,))]),
+        (np.array([[1, 8], [2, 8]]), [Point(1, (1, 8)), Point(2, (2, 8))]),
         ([[1, 8], (2, 8)], [Point(1, (1, 8)), Point(2, (2, 8))]),
         ([np.zeros((2, 3), dtype=np.float32)], [Point(1, (2, 3), 24)]),
         ([SimpleNamespace(dims=(4,), nbytes=16, seconds=0.5)], [Point(1, (4,), 16, 0.5)]),
@@ -150,7 +151,9 @@ def test_a_series_takes_sizes_dims_and_observations(book, measured, points):
     assert list(book.get(e.id).series[0].points) == points
 
 
-@pytest.mark.parametrize("wrong", ["1248", b"12", {1: 2}, {1, 2}, 5, None, [1.5], [-1], [True], [["8"]], ["8"], [None]])
+@pytest.mark.parametrize(
+    "wrong", ["1248", b"12", {1: 2}, {1, 2}, 5, None, [1.5], [-1], [True], [np.float64(8)], [["8"]], ["8"], [None]]
+)
 def test_what_is_no_series_is_refused(book, wrong):
     with book.experiment("02", "series") as e, pytest.raises(ValueError, match="expected"):
         e.series("measured", wrong)
@@ -335,6 +338,9 @@ def test_an_empty_book(book):
     record(book, [1])
     with pytest.raises(ValueError, match="no experiment 7; it has 1 to 1"):
         book.get(7)
+    for wrong in (None, 2**80):  # None is the number of an experiment that was not recorded
+        with pytest.raises(ValueError, match=f"no experiment {wrong}"):
+            book.get(wrong)
     with pytest.raises(ValueError, match="no figure 7"):
         book.png(7)
 
@@ -346,6 +352,8 @@ def test_where_the_book_is(monkeypatch, tmp_path):
     assert open_book().path == tmp_path / "own.sqlite3"
     assert open_book().get(e.id).title == "default book"
     assert open_book(tmp_path / "another").path == tmp_path / "another"
+    assert open_book("~nobody here/book").path == Path("~nobody here/book")
+    assert open_book("~/book").path == Path.home() / "book"
     monkeypatch.delenv("LAB_BOOK")
     assert open_book().path == ROOT / "workspace" / "lab_book.sqlite3"
 
@@ -372,6 +380,8 @@ def test_a_run_compared_with_itself_is_the_same(book):
     comparison = book.compare(book.get(number), number)
     assert comparison.same
     assert comparison.summary == "nothing was changed. The same dims in all 4 iterations"
+    empty = record(book, [])
+    assert book.compare(empty, empty).summary == "nothing was changed. Nothing was measured"
 
 
 def test_what_cannot_be_compared_is_said(book):
@@ -573,6 +583,12 @@ def test_a_full_disk_keeps_what_was_recorded_and_the_experiment_goes_on(book):
     one = book.get(2)
     assert (one.state, one.find("measured").sizes, one.find("later")) == ("unfinished", [1, 2, 4], None)
     assert rows(book.path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_size_beyond_64_bits_does_not_stop_the_experiment(book, capsys):
+    with book.experiment("02", "goes on") as e:
+        e.series("measured", [SimpleNamespace(dims=(1,), nbytes=2**70)])
+    assert capsys.readouterr().err.startswith("not recorded: ")
 
 
 def test_a_locked_book_is_said_and_the_experiment_goes_on(book, capsys, monkeypatch):

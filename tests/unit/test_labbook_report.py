@@ -9,7 +9,7 @@ import json
 import re
 import sqlite3
 from html.parser import HTMLParser
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -264,13 +264,13 @@ def run(*arguments: object) -> int:
 def test_list(filled, capsys):
     assert run("list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.split(r"  +", lines[0]) == ["id", "started (UTC)", "lesson", "title", "ensemble", "sizes", "result"]
+    assert re.split(r"  +", lines[0]) == ["id", "when (UTC)", "lesson", "title", "sizes", "result"]
     assert [line.split()[0] for line in lines[2:]] == list("123456")
     results = [re.split(r"  +", line)[-1] for line in lines[2:]]
-    assert results == ["finished", "as predicted", "not as predicted", "failed", "unfinished", "finished"]
-    assert re.split(r"  +", lines[3])[2:5] == ["02", "rung 1", "append"]
+    assert results == ["-", "as predicted", "not as predicted", "failed", "unfinished", "-"]
+    assert re.split(r"  +", lines[3])[2:4] == ["02", "rung 1"]
     assert "1 2 3 4 … 100" in lines[7]
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 100
 
 
 @pytest.mark.parametrize(
@@ -311,11 +311,37 @@ def test_show(filled, capsys):
         run("show", 77)
 
 
+def test_show_keeps_apart_what_was_configured_and_what_the_server_told(book, capsys):
+    server = SimpleNamespace(metadata={"version": "2.51.0"}, device="GPU: real")
+    record(book, [1], server=server, device="asked for")
+    run("show", 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("server", "device"))] == [
+        "device: asked for",
+        "server: 2.51.0",
+        "device: GPU: real",
+    ]
+
+
 def test_a_title_cannot_steer_the_terminal(book, capsys):
-    record(book, [1], title="\x1b[2J", lesson="\x1b]0;x\x07")
+    for prompt in ("\x1b[2J", "\x1b[3J"):
+        record(book, [1], title="\x1b[2J\r", lesson="\x1b]0;x\x07", prompt=prompt)
     run("list")
     run("show", 1)
-    assert "\x1b" not in capsys.readouterr().out
+    run("compare", 1, 2)
+    assert not set("\x1b\r\x07") & set(capsys.readouterr().out)
+
+
+def test_a_title_of_two_lines_is_listed_in_one(book, capsys):
+    record(book, [1], title="one\ntwo")
+    run("list")
+    assert "one two" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_letters_of_any_script_are_shown(book, capsys):
+    record(book, [1], title="香草\u3000茶匙")
+    run("list")
+    assert "香草\u3000茶匙" in capsys.readouterr().out
 
 
 def test_compare(filled, capsys, tmp_path):
@@ -348,8 +374,3 @@ def test_a_file_that_is_no_book_is_an_error_that_main_shows(book):
     sqlite3.connect(book.path).execute("CREATE TABLE other (id)")
     with pytest.raises(OSError, match="is not a lab book"):
         run("list")
-
-
-def test_the_template_is_shipped_as_package_data():
-    folder = Path(report.__code__.co_filename).parent / "data"
-    assert (folder / "labbook_report.html").is_file()

@@ -18,6 +18,11 @@ def run(*words):
     return arguments.run(arguments)
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def doubling(tmp_path):
     healthy = decoupled_request(21, [1] * 6, "healthy", start=90_000)
@@ -34,6 +39,16 @@ def test_the_hops_and_the_verdict_are_printed(doubling, capsys):
     assert "producer IDS → consumer" in said
     assert ["6", "[32]", "128", "[32]", "128"] in [line.split() for line in said.splitlines()]
     assert "problem" not in said
+    assert "note" not in said
+
+
+def test_names_with_a_dot_are_shown_and_what_a_callee_answered_is_not(tmp_path, capsys):
+    sent = [ints("BACKEND_OUTPUT", "out.0", [n]) for n in (1, 2)]
+    records = [*call(2, "a", [ints("QUEUE_INPUT", "input.1", [4]), *sent], parent=1), *call(1, "ens")]
+    assert run(save(tmp_path / "t.json", records)) == 0
+    said = capsys.readouterr().out
+    assert "input.1" in said
+    assert "a.out.0" not in said
 
 
 def test_a_request_is_found_by_trace_id_and_by_the_clients_id(doubling, capsys):
@@ -83,13 +98,17 @@ def test_json_has_the_hops_and_the_verdict(doubling, capsys):
     assert [hop["shape"] for hop in consumer] == [[1], [2], [4], [8], [16], [32]]
 
 
-def test_figure_and_perfetto_files_are_saved(doubling, tmp_path, capsys):
-    assert run(doubling, "--figure", tmp_path / "new" / "f.png", "--perfetto", tmp_path / "p.json") == 0
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_figure_and_perfetto_files_are_saved(doubling, tmp_path, capsys, form):
+    assert run(doubling, "--figure", tmp_path / "new" / "f.png", "--perfetto", tmp_path / "more" / "p.json", *form) == 0
     assert (tmp_path / "new" / "f.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "p.json").read_text())["traceEvents"]
+    assert json.loads((tmp_path / "more" / "p.json").read_text())["traceEvents"]
     said = capsys.readouterr().out
-    assert "figure: " in said
-    assert "open it at https://ui.perfetto.dev" in said
+    if form:
+        json.loads(said)
+    else:
+        assert "figure: " in said
+        assert "open it at https://ui.perfetto.dev" in said
 
 
 def test_times_alone_give_times_and_a_word_on_tensors(tmp_path, capsys):
@@ -117,6 +136,17 @@ def test_problems_are_said_first_and_not_all_of_them(tmp_path, capsys):
     assert "and 3 more problems" in said
 
 
+@pytest.mark.parametrize("lost", [b'"id":3,"model_name"', b'"id":3,"timestamps":[{"name":"REQUEST_END"', b'"id":1,'])
+def test_requests_that_are_not_whole_are_said(tmp_path, capsys, lost):
+    """As if the server had not written the beginning of the producer's call, its end, or the client's own call."""
+    records = [one for one in decoupled_request(1, [1, 2, 3]) if lost not in one]
+    path = save(tmp_path / "t.json", records)
+    assert run(path) == 0
+    assert "note: 1 client request(s) are not whole in the file" in capsys.readouterr().out
+    run(path, "--json")
+    assert json.loads(capsys.readouterr().out)["not_whole"] == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"[]"])
 def test_files_without_a_call_are_exit_status_2(tmp_path, capsys, content):
     (tmp_path / "t.json").write_bytes(content)
@@ -126,10 +156,19 @@ def test_files_without_a_call_are_exit_status_2(tmp_path, capsys, content):
     assert json.loads(capsys.readouterr().out)["hops"] == []
 
 
-def test_a_figure_without_iterations_is_refused_in_words(tmp_path):
+def test_without_iterations_there_is_no_figure_and_that_is_said(tmp_path, capsys):
     path = save(tmp_path / "t.json", call(1, "m", [ints("QUEUE_INPUT", "A", [1])]))
-    with pytest.raises(ValueError, match="no iterations to show"):
-        run(path, "--figure", tmp_path / "f.png")
+    assert run(path, "--figure", tmp_path / "f.png") == 0
+    said = capsys.readouterr().out
+    assert "verdict: none" in said
+    assert "no figure: in this request no tensor has more than one message" in said
+    assert not (tmp_path / "f.png").exists()
+
+
+def test_the_figure_is_saved_where_nothing_else_is_asked_for(doubling, tmp_path, capsys):
+    assert run(doubling) == 0
+    assert "figure: artifacts/trace.png" in capsys.readouterr().out
+    assert (tmp_path / "artifacts" / "trace.png").read_bytes().startswith(b"\x89PNG")
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------

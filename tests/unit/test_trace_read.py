@@ -198,7 +198,7 @@ def test_windows_may_end_anywhere(tmp_path, monkeypatch, window):
     monkeypatch.setattr(trace_records, "WINDOW", window)
     found, problems = read(path)
     assert problems == []
-    assert found == whole
+    assert [each._replace(stamps=each.times) for each in found] == [each._replace(stamps=each.times) for each in whole]
     assert [trace.values(each.tensors[1]).size for each in found] == [n * 10 for n in range(1, 40)]
 
 

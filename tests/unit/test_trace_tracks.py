@@ -67,6 +67,35 @@ def test_longer_prompts_from_the_client_are_no_fault(tmp_path):
     assert verdict(tmp_path, records).node is None
 
 
+def test_a_request_that_failed_does_not_shift_those_after_it(tmp_path):
+    records = []
+    for n, size in enumerate([2, 3, 90, 5, 6, 7, 8], 1):
+        answer = [ints("BACKEND_OUTPUT", "B", range(size))] if size != 90 else []
+        records += call(n, "model", [ints("QUEUE_INPUT", "A", range(size)), *answer], start=n)
+    assert verdict(tmp_path, records).node is None
+
+
+@pytest.mark.parametrize(("limits", "node"), [([1, 2, 4, 8, 16], None), ([9] * 5, "model")])
+def test_a_limit_that_the_client_raises_explains_longer_answers(tmp_path, limits, node):
+    records = []
+    for n, limit in enumerate(limits, 1):
+        tensors = [ints("QUEUE_INPUT", "LIMIT", [limit]), ints("BACKEND_OUTPUT", "B", range(2**n))]
+        records += call(n, "model", tensors, start=n)
+    assert verdict(tmp_path, records).node == node
+
+
+def test_a_node_that_collects_messages_is_not_judged_by_its_answer_alone(tmp_path):
+    """It is called for each message of a request, and answers to the last one; the client asks for more each time."""
+    records = []
+    for n in range(1, 7):
+        for k in range(n + 1):
+            answer = [ints("BACKEND_OUTPUT", "ALL", range(n + 1))] if k == n else []
+            tensors = [ints("QUEUE_INPUT", "ONE", [k]), *answer]
+            records += call(100 * n + k + 1, "collector", tensors, parent=100 * n, start=n)
+        records += call(100 * n, "ensemble", [ints("QUEUE_INPUT", "N", [5])], start=n)
+    assert verdict(tmp_path, records).node is None
+
+
 def test_requests_over_time_are_ordered_by_time_not_by_file(tmp_path):
     order = [3, 1, 5, 2, 4, 6]
     records = []

@@ -395,6 +395,21 @@ def test_requests_from_before_the_watch_are_told():
     assert any("before the watch" in reason for reason in attributed.unknown)
 
 
+def test_calls_from_before_the_watch_that_are_released_late_do_not_end_its_first_request():
+    whole = list(begin_chain(""))
+    for dims in (1, 2, 4):
+        whole += [*step("B", dims), take_in("", dims), *answer("", dims)]
+    whole += end_chain("")
+    grown = [(1, 1), (2, 2), (3, 4)]
+    for place in range(len(whole) - 2):
+        lines = [*whole[:place], released(""), released(""), *whole[place:], *whole]
+        found, attributed = messages(lines)
+        for request in ("#1", "#2"):
+            assert sizes(found, "stream", "output", "B", request) == grown, place
+            assert sizes(found, "chain", "output", "OUT", request) == grown, place
+        assert not attributed.unknown
+
+
 def test_a_call_that_failed_to_be_queued_is_closed():
     lines = [prepared("r", "first", {}, ["A"]), state("r", "PENDING", "FAILED_ENQUEUE")]
     lines += [prepared("r", "first", {}, ["A"]), begun("r"), *step("A", 1)[:1], to_client("A", 4)]

@@ -29,6 +29,7 @@ def pipeline(sent: list[int], received: list[int], text: list[int], held: bool =
 def test_doubling_node_is_named_and_the_one_after_it_is_not():
     verdict = judge(pipeline(DOUBLING, DOUBLING, [3 * size for size in DOUBLING]))
     assert (verdict.node, verdict.tensor, verdict.kind, verdict.first) == ("inference", "TOKENS", "exponential", 2)
+    assert verdict.request == "1"
     assert "size(n) = 1 * 2^(n-1), exact for all 8 points" in str(verdict)
     assert "each of these messages holds the whole message before it" in verdict.evidence
     assert any(line.startswith("postprocess passes on what it gets") for line in verdict.evidence)
@@ -108,6 +109,12 @@ def test_a_law_alone_needs_more_messages_than_values_that_come_again(held, fewes
         assert find_growth(track("inference", "output", "TOKENS", law[: fewest - 1], held)) is None
 
 
+def test_an_input_that_grows_by_its_caller_alone_is_said():
+    verdict = judge([track("decoder", "input", "IDS", DOUBLING), track("decoder", "output", "NEXT", [1] * 8)])
+    assert verdict.node is None
+    assert any("look at who calls: decoder IDS 1 2 4 8" in line for line in verdict.evidence)
+
+
 def test_nothing_seen_is_said():
     assert "nothing can be said" in str(judge([]))
 
@@ -121,3 +128,31 @@ def test_two_guilty_nodes_are_both_named():
     second = track("reranker", "output", "SCORES", [1, 2, 3, 4, 5], held=True)
     verdict = judge([*pipeline(DOUBLING, DOUBLING, DOUBLING), second])
     assert (verdict.node, verdict.others) == ("inference", ("reranker",))
+
+
+def test_what_doubles_is_not_explained_by_what_grows_by_one():
+    history = list(range(1, 9))
+    verdict = judge(pipeline(history, history, DOUBLING))
+    assert (verdict.node, verdict.kind, verdict.others) == ("postprocess", "exponential", ("inference",))
+    assert any(line.startswith("its inputs do not explain that: NEWEST 1 2 3") for line in verdict.evidence)
+
+
+def test_what_doubles_comes_first_even_if_its_values_are_unknown():
+    positions = track("inference", "output", "POSITIONS", list(range(1, 20)), held=True)
+    verdict = judge([positions, *pipeline(DOUBLING, DOUBLING, DOUBLING, held=None)])
+    assert (verdict.node, verdict.tensor) == ("inference", "TOKENS")
+
+
+@pytest.mark.parametrize(("values", "explains"), [([8, 16, 32, 64], True), ([1000, 1001, 1002, 1003], False)])
+def test_a_limit_explains_growth_over_requests_and_a_counter_does_not(values, explains):
+    over = [
+        track("model", "input", "PROMPT", [12] * 4, request="", unit="bytes"),
+        track("model", "input", "LIMIT", values, request="", unit="as value"),
+        track("model", "output", "TEXT", [30, 61, 118, 245], True, request="", unit="bytes"),
+    ]
+    assert (judge(over).node is None) is explains
+
+
+def test_linear_growth_is_said_to_be_meant_perhaps():
+    assert any("may be meant" in line for line in judge(pipeline([1, 2, 3, 4], [1, 2, 3, 4], [3] * 4)).evidence)
+    assert not any("may be meant" in line for line in judge(pipeline(DOUBLING, DOUBLING, [3] * 8)).evidence)

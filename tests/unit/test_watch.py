@@ -91,7 +91,7 @@ def test_tracks_of_a_doubling_node_convict_it():
 def test_bytes_of_text_are_sizes_and_unknown_ones_convict_nobody():
     known = [*messages("r", "n", "input", "IN", [5] * 7, "BYTES"), *messages("r", "n", "output", "OUT", DOUBLING)]
     (given, sent) = tracks_of(known)
-    assert (given.sizes, given.unit, sent.unit) == ((5,) * 7, "bytes", "elements")
+    assert (given.sizes, given.unit, sent.unit) == ((1,) * 7, "bytes", "elements")
     assert judge([given, sent]).node == "n"
     unknown = [*messages("r", "n", "input", "IN", [None] * 7, "BYTES"), *messages("r", "n", "output", "OUT", DOUBLING)]
     assert tracks_of(unknown) == []
@@ -114,6 +114,33 @@ def test_a_prompt_of_unknown_size_does_not_convict_the_node_that_reads_it():
     seen = []
     for number, size in enumerate(DOUBLING):
         seen += messages(f"r{number}", "once", "input", "IN", [None], "BYTES")
+        seen += messages(f"r{number}", "once", "output", "OUT", [size])
+    assert judge(tracks_of(seen)).node is None
+
+
+def test_text_that_doubles_is_seen_without_the_four_bytes_of_its_length():
+    seen = [
+        *messages("r", "n", "input", "IN", [1] * 7),
+        *messages("r", "n", "output", "OUT", [4 + 3 * size for size in DOUBLING], "BYTES"),
+    ]
+    verdict = judge(tracks_of(seen))
+    assert (verdict.node, verdict.kind) == ("n", "exponential")
+
+
+def test_a_failed_request_does_not_shift_those_after_it():
+    seen = []
+    for number, size in enumerate([8, 16, 400, 24, 32, 40, 48, 56]):
+        seen += messages(f"r{number}", "once", "input", "IN", [size])
+        if size != 400:
+            seen += messages(f"r{number}", "once", "output", "OUT", [size])
+    assert [track.sizes for track in tracks_of(seen) if not track.request] == [(8, 16, 24, 32, 40, 48, 56)] * 2
+    assert judge(tracks_of(seen)).node is None
+
+
+def test_a_limit_whose_value_the_log_does_not_have_may_explain_growth_over_requests():
+    seen = []
+    for number, size in enumerate(DOUBLING):
+        seen += messages(f"r{number}", "once", "input", "LIMIT", [1])
         seen += messages(f"r{number}", "once", "output", "OUT", [size])
     assert judge(tracks_of(seen)).node is None
 
@@ -332,7 +359,10 @@ def test_a_watch_is_used_once():
 
 
 def test_a_log_that_is_not_there():
-    with pytest.raises(OSError, match="nowhere"), watch(log="/nowhere/server.log"):
+    with (
+        pytest.raises(OSError, match=r"the log /nowhere/server.log cannot be read \(No such file"),
+        watch(log="/nowhere/server.log"),
+    ):
         pass
 
 
@@ -445,7 +475,12 @@ def test_polled_values_are_printed_where_they_changed(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
-    [(["--seconds", "0"], "--seconds is 0"), (["--factor", "0.1"], "factor is 0.1"), ([], "nothing to watch")],
+    [
+        (["--seconds", "0"], "--seconds is 0"),
+        (["--memory-mib", "nan"], "memory_bytes is nan"),
+        (["--factor", "0.1"], "factor is 0.1"),
+        ([], "nothing to watch"),
+    ],
 )
 def test_bad_arguments(arguments, what):
     with pytest.raises(ValueError, match=what):

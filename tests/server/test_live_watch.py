@@ -285,7 +285,7 @@ def start_cli(server: TritonServer, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_command_line_ends_in_order_on_a_signal(server, number, tmp_path):
     figure = tmp_path / "figures" / "watch.png"
     process = start_cli(server, "--figure", str(figure))
