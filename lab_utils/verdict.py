@@ -318,7 +318,7 @@ def _passed_on(passing: Sequence[Growth], guilty: set[str]) -> list[str]:
     for growth in passing:
         outputs.setdefault(growth.track.node, set()).add(growth.track.tensor)
     return [
-        f"{node} passes on what it gets: its inputs grow, and so do {', '.join(sorted(tensors))}"
+        f"{node} passes on what it gets, which grows too: {', '.join(sorted(tensors))}"
         for node, tensors in list(outputs.items())[:SHOWN_LINES]
         if node not in guilty
     ]
