@@ -17,6 +17,7 @@ from lab_utils.server import TritonServer
 DEADLINE_SECONDS = 60.0
 CHECK_SECONDS = 0.5  # how often a silent server is looked at
 ITEM_SIZE = 4  # bytes of an INT32 id
+FAILURES = {"ERROR": "the inference node", "STATUS": "the guard in post-processing"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Observation:
         Number that the inference node gave the message.
     end : bool
         Whether the inference node marked the message as its last.
+    heap : int or None
+        Bytes that the Python heap of the inference node held when it sent the message; None where it was not traced.
     """
 
     iteration: int
@@ -51,6 +54,7 @@ class Observation:
     text: str = field(repr=False)
     index: int
     end: bool
+    heap: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ def iter_stream(
     forced_ids: Sequence[int] | None = None,
     dims_only: bool = False,
     max_message_ids: int | None = None,
+    trace_heap: bool = False,
+    guard: bool = False,
+    mutation: str | None = None,
     request_id: str = "",
     deadline: float = DEADLINE_SECONDS,
 ) -> Iterator[Observation]:
@@ -176,6 +183,12 @@ def iter_stream(
         Have post-processing report dims alone, so that no ids or text travel to the client.
     max_message_ids : int, optional
         Most ids in one message, if other than the model's default.
+    trace_heap : bool
+        Have the inference node trace its Python heap, from now on until it is loaded anew; it is slower then.
+    guard : bool
+        Have the inference node check each message against the contract before it sends it.
+    mutation : str, optional
+        The fault that `inference_mutant` is to make; see its `mutations.py`.
     request_id : str
         The id that the server's log and trace show.
     deadline : float
@@ -186,9 +199,9 @@ def iter_stream(
     StreamError, lab_utils.errors.ServerDiedError, ValueError, TypeError
         As for `stream`.
     """
-    parameters = {"dims_only": dims_only}
-    if max_message_ids is not None:
-        parameters["max_message_ids"] = max_message_ids
+    options = {"max_message_ids": max_message_ids, "mutation": mutation}
+    parameters = {"dims_only": dims_only, "trace_heap": trace_heap, "guard": guard}
+    parameters |= {name: value for name, value in options.items() if value is not None}
     tensors = _inputs(prompt, max_tokens, forced_ids)
     call = {"request_id": request_id, "parameters": parameters}
     with closing(_responses(server, ensemble, tensors, deadline, **call)) as responses:
@@ -271,14 +284,23 @@ def _until_final(
 
 
 def _observations(responses: Iterator[tuple[grpc.InferResult, float]]) -> Iterator[Observation]:
-    iteration, failure = 0, ""
+    iteration, failure = 0, None
     for result, seconds in responses:
-        failure = failure or result.as_numpy("ERROR")[0].decode("utf-8")
+        failure = failure or _failure(result)
         if not failure:
             iteration += 1
             yield _observation(result, iteration, seconds)
     if failure:
-        raise StreamError(f"the inference node ended the stream after {iteration} responses: {failure}")
+        raise StreamError(f"{failure[0]} ended the stream after {iteration} responses: {failure[1]}")
+
+
+def _failure(result: grpc.InferResult) -> tuple[str, str] | None:
+    """The node that failed in-band, and what it says; None where all is well."""
+    for tensor, node in FAILURES.items():
+        said = result.as_numpy(tensor)  # None where the ensemble has no such output
+        if said is not None and said[0]:
+            return node, said[0].decode("utf-8")
+    return None
 
 
 def _next_response(server: TritonServer, responses: queue.SimpleQueue, began: float, deadline: float) -> tuple:
@@ -331,4 +353,11 @@ def _observation(result: grpc.InferResult, iteration: int, seconds: float) -> Ob
         text=result.as_numpy("TEXT")[0].decode("utf-8"),
         index=int(result.as_numpy("INDEX")[0]),
         end=bool(result.as_numpy("END")[0]),
+        heap=_heap(result),
     )
+
+
+def _heap(result: grpc.InferResult) -> int | None:
+    """What the node's Python heap holds; None where it is not traced, or the ensemble does not tell."""
+    heap = result.as_numpy("HEAP")
+    return None if heap is None or heap[0] < 0 else int(heap[0])

@@ -1,8 +1,8 @@
 """The lab book: every experiment is recorded, and nothing is ever overwritten.
 
 ``with experiment("02 the doubling bug", "the reported sentence", server=server, ensemble="...") as e:`` records what
-is done in the block: ``e.series("measured", result)``, and ``e.verdict(...)``, ``e.figure(...)`` and more, in the block
-or after it. ``open_book().experiments()`` reads it back.
+is done in the block: ``e.stream(result)`` or ``e.series("measured", sizes)``, and ``e.verdict(...)``, ``e.figure(...)``
+and more, in the block or after it. ``open_book().experiments()`` reads it back.
 
 A book that cannot be written never stops an experiment: that is said once, in one line, and the experiment goes on.
 """
@@ -11,28 +11,36 @@ import contextlib
 import functools
 import os
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import platformdirs
 
 from lab_utils.labbook_compare import Comparison, compare_runs
-from lab_utils.labbook_entries import Experiment, read_experiments
+from lab_utils.labbook_entries import MEASURED, Experiment, read_experiments
 from lab_utils.labbook_schema import BookError, insert, transaction
+from lab_utils.labbook_text import cut
 from lab_utils.labbook_values import as_json, as_row, clean, finite, free_label, is_unanswered, listed, png_of
 
 __all__ = ["Book", "BookError", "Recorder", "experiment", "open_book"]
 
+if TYPE_CHECKING:
+    from lab_utils.client import StreamResult
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE_NAME = "lab_book.sqlite3"
 ARRIVED = "arrived before the failure"
+HEAP, TIME_PER_TOKEN, TEXT_NOTE = "heap", "time per token", "text: "  # what `Recorder.stream` calls its entries
+NOTED_TEXT = 400  # characters; the text of a doubling stream can be megabytes
 
 Response = TypeVar("Response")
 
@@ -271,6 +279,29 @@ class Recorder:
         """
         rows = [as_row(n, one) for n, one in enumerate(listed(observations), 1)]
         self._write(lambda connection: self._insert_series(connection, label, unit, rows))
+
+    def stream(self, result: "StreamResult") -> None:
+        """Record all that a stream measured, so that it can be compared with other streams.
+
+        Recorded are the series "measured" (dims, bytes, arrival), the series "heap" in bytes where the node reported it
+        with every message, the number "time per token" (the median of the gaps between arrivals, in seconds; not for a
+        single message), and the joined text as a note, cut to 400 characters.
+
+        Parameters
+        ----------
+        result : lab_utils.client.StreamResult
+            What `lab_utils.client.stream` returned; or the `result` of a StreamError.
+        """
+        observations = result.observations
+        self.series(MEASURED, observations)
+        heap = [one.heap for one in observations]
+        if heap and None not in heap:
+            self.series(HEAP, heap, unit="bytes")
+        if len(observations) > 1:
+            gaps = [after.seconds - before.seconds for before, after in pairwise(observations)]
+            self.number(TIME_PER_TOKEN, statistics.median(gaps), "s")
+        if result.text:
+            self.note(TEXT_NOTE + cut(result.text, NOTED_TEXT))
 
     def follow(self, label: str, observations: Iterable[Response], unit: str = "elements") -> Iterator[Response]:
         """Record each response as it arrives: ``for message in e.follow("measured", iter_stream(...)):``.

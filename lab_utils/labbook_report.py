@@ -16,6 +16,7 @@ import jinja2
 from lab_utils.labbook import Book
 from lab_utils.labbook_compare import Comparison, before_after
 from lab_utils.labbook_entries import MEASURED, Experiment, Point, Series
+from lab_utils.labbook_ladder import HEADERS, ladders
 from lab_utils.labbook_text import law_of, moment, short_number, visible
 from lab_utils.labbook_values import png_of
 
@@ -86,6 +87,8 @@ def report(book: Book, experiments: Sequence[Experiment]) -> str:
         lessons=[(lesson, list(entries)) for lesson, entries in groupby(ordered, key=lambda one: one.lesson)],
         experiments=ordered,
         changes=[(change, _growth(change)) for change in before_after(experiments)],
+        ladders=ladders(experiments),
+        ladder_headers=HEADERS,
         outcomes=[one.outcome for one in ordered if one.outcome],
         now=datetime.now(timezone.utc),
     )

@@ -245,6 +245,30 @@ class TritonServer:
         return Device("unknown", f"the server at {self.grpc_url} is run elsewhere") if self.attached else first_device()
 
     @property
+    def processes(self) -> dict[psutil.Process, str]:
+        """The processes of a local server: its own, named "server", and its stubs, such as "inference version 1".
+
+        Raises
+        ------
+        ServerError
+            They cannot be seen from here, or the server is stopped.
+        ServerDiedError
+            One of them ended.
+        """
+        self._refuse_if_attached("look at its processes")
+        if self.source.kind == "docker":
+            raise ServerError("this server runs in a container: the lab cannot look at its processes")
+        if self._process is None:
+            raise ServerError("this server is stopped; start one with start_server([...])")
+        self.check()
+        return {self._process: "server", **self._stubs}
+
+    @property
+    def shm_prefix(self) -> str:
+        """How the names of a local server's files in /dev/shm begin; empty for one that was attached to."""
+        return self._launch.shm_prefix if self._launch else ""
+
+    @property
     def log_path(self) -> Path | None:
         """The log file of a local server; None for one that was attached to."""
         return self._launch.log_path if self._launch else None

@@ -3,25 +3,46 @@
 import importlib.util
 import json
 import secrets
+import tracemalloc
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from guard import StreamGuard
 from token_bytes import TokenBytes
 from transformer import Transformer
 
 NO_IDS = np.empty(0, dtype=np.int32)
+NOT_TRACED = -1
+
+
+class Message(NamedTuple):
+    """What `inference` hands on in one response.
+
+    `ids` is an INT32 array of shape [-1], `index` counts the messages of a stream from 1, and `checksum` is the CRC-32
+    of all ids that the model has made for this stream up to this message, taken where they are made.
+    """
+
+    ids: np.ndarray
+    index: int
+    stream_id: int
+    end: bool
+    checksum: int
 
 
 class TokenStream:
     """The tokens of one request, each an INT32 array of shape [1].
 
-    It reads one token ahead: while a token is handled, `last` says whether it is the final one.
+    It reads one token ahead: while a token is handled, `last` says whether it is the final one. `checksum` is the
+    CRC-32 of the tokens handed out so far, as little-endian INT32.
     """
 
     def __init__(self, ids):
         self._ids = iter(ids)
         self._next = next(self._ids, None)
+        self.checksum = 0
 
     def __iter__(self):
         return self
@@ -30,7 +51,9 @@ class TokenStream:
         if self._next is None:
             raise StopIteration
         current, self._next = self._next, next(self._ids, None)
-        return np.array([current], dtype=np.int32)
+        token = np.array([current], dtype=np.int32)
+        self.checksum = zlib.crc32(token, self.checksum)
+        return token
 
     @property
     def last(self):
@@ -66,26 +89,34 @@ class StreamingModel:
             try:
                 self.stream(request, sender, stream_id)
             except Exception as error:
-                sender.send(response(NO_IDS, 0, stream_id, end=True, error=explain(error)))
+                sender.send(response(request, no_ids(stream_id), explain(error)))
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def stream(self, request, sender, stream_id):
         """Send the messages of one request, until its tokens end or its client cancels."""
-        limit = self.message_limit(request)
-        tokens = TokenStream(self.tokens(request))
-        index = 0
-        for index, message in enumerate(self.messages(tokens), start=1):
+        options = self.options(request)
+        if options["trace_heap"] and not tracemalloc.is_tracing():
+            tracemalloc.start()  # it goes on until the model is loaded anew: version 1 keeps memory between requests
+        guard = StreamGuard(len(self.token_bytes)) if options["guard"] else None
+        sent = False
+        for message in self.stream_messages(request, stream_id):
             if sender.is_cancelled():
                 return
-            if len(message) > limit:
-                raise ValueError(
-                    f"message {index} would hold {len(message):,} ids; at most {limit:,} are allowed in one message. "
-                    'Ask for fewer tokens, or raise the request parameter "max_message_ids" '
-                    f"(up to {self.hard_message_ids:,}). Version 1 keeps its buffer: reload the model to empty it"
-                )
-            sender.send(response(message, index, stream_id, tokens.last))
-        if index == 0:  # a decoupled step that answers nothing leaves the ensemble's request in flight for good
-            sender.send(response(NO_IDS, index, stream_id, end=True))
+            self.check_length(message, options["max_message_ids"])
+            if guard:
+                guard.check(*message)
+            sender.send(response(request, message))
+            sent = True
+        if guard and sent:
+            guard.finish()
+        if not sent:  # a decoupled step that answers nothing leaves the ensemble's request in flight for good
+            sender.send(response(request, no_ids(stream_id)))
+
+    def stream_messages(self, request, stream_id):
+        """Yield the `Message`s of one request."""
+        tokens = TokenStream(self.tokens(request))
+        for index, ids in enumerate(self.messages(tokens), start=1):
+            yield Message(ids, index, stream_id, tokens.last, tokens.checksum)
 
     def tokens(self, request):
         """The ids to send, one after the other: the forced ones if there are any, otherwise the model's own."""
@@ -100,15 +131,33 @@ class StreamingModel:
         self.token_bytes.check(forced)
         return forced[:max_tokens]
 
-    def message_limit(self, request):
-        """Most ids that one message of this request may hold."""
-        limit = json.loads(request.parameters() or "{}").get("max_message_ids", self.default_message_ids)
+    def options(self, request):
+        """The request parameters, checked.
+
+        "max_message_ids": most ids in one message. "trace_heap": report the Python heap in HEAP. "guard": check every
+        message before it leaves.
+        """
+        given = json.loads(request.parameters() or "{}")
+        limit = given.get("max_message_ids", self.default_message_ids)
         if type(limit) is not int or not 1 <= limit <= self.hard_message_ids:
             raise ValueError(
                 f'request parameter "max_message_ids" is {limit!r}; expected a whole number '
                 f"from 1 to {self.hard_message_ids:,}"
             )
-        return limit
+        switches = {name: given.get(name, False) for name in ("trace_heap", "guard")}
+        for name, value in switches.items():
+            if type(value) is not bool:
+                raise ValueError(f'request parameter "{name}" is {value!r}; expected true or false')
+        return {"max_message_ids": limit, **switches}
+
+    def check_length(self, message, limit):
+        """Refuse a message with more ids than the request allows."""
+        if message.ids.size > limit:
+            raise ValueError(
+                f"message {message.index} would hold {message.ids.size:,} ids; at most {limit:,} are allowed in one "
+                'message. Ask for fewer tokens, or raise the request parameter "max_message_ids" '
+                f"(up to {self.hard_message_ids:,}). Version 1 keeps its buffer: reload the model to empty it"
+            )
 
 
 def choose_device(args):
@@ -135,14 +184,32 @@ def explain(error):
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
-def response(message, index, stream_id, end, error=""):
-    """One response: the ids, what identifies them, and an error if the stream failed."""
+def heap_bytes():
+    """Bytes that Python objects and NumPy arrays of this process hold, where they are traced."""
+    return tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else NOT_TRACED
+
+
+def no_ids(stream_id):
+    """The last message of a stream that has no ids, or no more."""
+    return Message(NO_IDS, 0, stream_id, end=True, checksum=0)
+
+
+def response(request, message, error=""):
+    """One response: the ids, what identifies them, what checks them, and an error if the stream failed.
+
+    It has the outputs that were asked for, and no others: the stub would drop the others without holding Python's
+    lock, which ends the process while tracemalloc runs.
+    """
+    outputs = {
+        "TOKEN_IDS": message.ids,
+        "INDEX": np.array([message.index], dtype=np.int32),
+        "STREAM_ID": np.array([message.stream_id], dtype=np.int64),
+        "END": np.array([message.end]),
+        "CHECKSUM": np.array([message.checksum], dtype=np.int64),
+        "HEAP": np.array([heap_bytes()], dtype=np.int64),
+        "ERROR": np.array([error.encode("utf-8")], dtype=np.object_),
+    }
+    wanted = request.requested_output_names()
     return pb_utils.InferenceResponse(
-        [
-            pb_utils.Tensor("TOKEN_IDS", message),
-            pb_utils.Tensor("INDEX", np.array([index], dtype=np.int32)),
-            pb_utils.Tensor("STREAM_ID", np.array([stream_id], dtype=np.int64)),
-            pb_utils.Tensor("END", np.array([end])),
-            pb_utils.Tensor("ERROR", np.array([error.encode("utf-8")], dtype=np.object_)),
-        ]
+        [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
     )

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Sequence
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +261,43 @@ def test_dims_only_says_the_same_dims(server):
     assert dims.lengths == whole.lengths
     assert [o.nbytes for o in dims.observations] == [o.nbytes for o in whole.observations]
     assert (dims.text, dims.ids) == ("", [[]] * 8)
+
+
+@pytest.mark.parametrize(("told", "heap"), [(None, None), ([-1], None), ([0], 0), ([2**40], 2**40)])
+def test_a_heap_that_is_not_told_is_none(told, heap):
+    """An ensemble of somebody else's, or an older one of ours, has no such output."""
+    outputs = {"HEAP": told, "RECEIVED_DIMS": [1], "RECEIVED_IDS": [64], "INDEX": [1], "END": [True]}
+    values = {name: np.array(value) for name, value in outputs.items() if value is not None}
+    values["TEXT"] = np.array([b"a"], dtype=np.object_)
+    assert client_module._observation(SimpleNamespace(as_numpy=values.get), 1, 0.0).heap == heap
+
+
+def test_the_heap_is_told_from_the_first_request_that_asks_for_it(clean_server):
+    plain, traced, after = (stream(clean_server, MODEL, PROMPT, trace_heap=on) for on in (False, True, False))
+    assert {seen.heap for seen in plain.observations} == {None}
+    assert all(seen.heap > 0 for seen in (*traced.observations, *after.observations))
+    assert plain.text == traced.text == after.text
+
+
+def test_a_guard_changes_nothing_as_long_as_the_contract_is_kept(clean_server):
+    for rung in RUNGS:
+        plain, guarded = (stream(clean_server, f"ensemble_{rung}", PROMPT, guard=on) for on in (False, True))
+        assert (guarded.ids, guarded.text) == (plain.ids, plain.text)
+
+
+def test_a_guarded_rung_that_breaks_the_contract_says_so_and_keeps_what_came_before(clean_server):
+    words = r"ended the stream after 1 responses: 1 message\(s\) .*\(length\): TOKEN_IDS holds 2 ids; expected 1"
+    for rung in RUNGS[:3]:
+        with pytest.raises(StreamError, match=words) as caught:
+            stream(clean_server, f"ensemble_{rung}", REPORTED_PROMPT, guard=True)
+        assert caught.value.result.ids == [REPORTED_TOKENS[:1]]
+
+
+@pytest.mark.parametrize(("option", "value"), [("trace_heap", "yes"), ("trace_heap", 1), ("guard", "no"), ("guard", 0)])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(server, option, value):
+    words = f'request parameter "{option}" is {value!r}; expected true or false'
+    with pytest.raises(StreamError, match=words):
+        stream(server, MODEL, PROMPT, **{option: value})
 
 
 # --- deadline and cancellation ----------------------------------------------------------------------------------------

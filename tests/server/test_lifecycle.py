@@ -247,7 +247,7 @@ def test_a_changed_model_is_loaded_anew_and_its_old_process_is_not_missed(reposi
     with start_server([MODEL], repository=repository) as server:
         old = [process for process, name in server._stubs.items() if name == "postprocess version 1"]
         model = repository / "postprocess" / "1" / "model.py"
-        model.write_text(model.read_text().replace("text.encode(", "text.upper().encode("))
+        model.write_text(model.read_text().replace("response(text, ", "response(text.upper(), "))
         server.load("postprocess")
         assert stream(server, MODEL, PROMPT).text == TEXT.upper()
         _, alive = psutil.wait_procs(old, timeout=SECONDS)
@@ -283,12 +283,12 @@ def initialize(line: str) -> Callable[[Path], None]:
 
 BREAKS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "syntax error": (
-        lambda copy: edit(copy / "postprocess/1/model.py", "class Decoders:", "class Decoders("),
+        lambda copy: edit(copy / "postprocess/1/model.py", "class TritonPythonModel:", "class TritonPythonModel("),
         "postprocess",
         "SyntaxError",
     ),
     "missing import": (
-        lambda copy: edit(copy / "postprocess/1/model.py", "import codecs", "import no_such_package"),
+        lambda copy: edit(copy / "postprocess/1/model.py", "import json", "import no_such_package"),
         "postprocess",
         "No module named 'no_such_package'",
     ),
@@ -359,7 +359,7 @@ def test_two_models_that_fail_are_both_named(repository, launches):
 
 
 def test_a_load_that_fails_says_why_and_leaves_the_rest_serving(repository):
-    edit(repository / "postprocess/1/model.py", "import codecs", "import no_such_package")
+    edit(repository / "postprocess/1/model.py", "import json", "import no_such_package")
     with start_server(["preprocess"], repository=repository) as server:
         with pytest.raises(ServerError, match=r"could not load model 'postprocess': .*no_such_package"):
             server.load("postprocess")

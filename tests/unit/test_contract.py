@@ -1,7 +1,8 @@
-"""Reading an ensemble as edges: the lab's own four, and ensembles built here to be awkward."""
+"""Reading an ensemble as edges: the lab's own, and ensembles built here to be awkward."""
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ from lab_utils.contract import (
 from lab_utils.server import MODEL_REPOSITORY
 
 RUNGS = {"ensemble_append": 1, "ensemble_release": 2, "ensemble_replace": 3, "ensemble_latest": 4}
+MUTANT = "inference_mutant"
+VARIANTS = {  # the inference model, whether the consumer is strict, whether it is guarded
+    "ensemble_strict": ("inference", True, False),
+    "ensemble_guarded": ("inference", False, True),
+    "ensemble_mutant": (MUTANT, False, False),
+    "ensemble_mutant_strict": (MUTANT, True, False),
+    "ensemble_mutant_guarded": (MUTANT, False, True),
+}
 ONE, ANY = (1,), (-1,)
 PRE, INF, POST = "preprocess", "inference", "postprocess"
 EDGES = {
@@ -31,6 +40,7 @@ EDGES = {
     Edge("END", INF, POST, "BOOL", ONE, ONE, True),
     Edge("END", INF, CLIENT, "BOOL", ONE, ONE, True),
     Edge("INDEX", INF, CLIENT, "INT32", ONE, ONE, True),
+    Edge("HEAP", INF, CLIENT, "INT64", ONE, ONE, True),
     Edge("ERROR", INF, CLIENT, "STRING", ONE, ONE, True),
     Edge("TEXT", POST, CLIENT, "STRING", ONE, ONE, True),
     Edge("RECEIVED_IDS", POST, CLIENT, "INT32", ANY, ANY, True),
@@ -93,6 +103,24 @@ def test_the_edges_of_the_labs_ensembles(ensemble):
     assert len(edges) == len(EDGES)
 
 
+def renamed(edge: Edge, new: dict[str, str]) -> Edge:
+    return replace(edge, producer=new.get(edge.producer, edge.producer), consumer=new.get(edge.consumer, edge.consumer))
+
+
+@pytest.mark.parametrize("ensemble", VARIANTS)
+def test_the_edges_of_the_variants_differ_only_as_they_say(ensemble):
+    model, strict, guarded = VARIANTS[ensemble]
+    new = {INF: model, POST: f"{POST}_strict" if strict else f"{POST}_guarded" if guarded else POST}
+    expected = {renamed(edge, new) for edge in EDGES}
+    if strict:
+        expected = {replace(edge, accepted=ONE) if edge.tensor == "TOKEN_IDS" else edge for edge in expected}
+    if guarded:
+        expected |= {Edge("STATUS", new[POST], CLIENT, "STRING", ONE, ONE, True)}
+        expected |= {Edge("INDEX", model, new[POST], "INT32", ONE, ONE, True)}
+        expected |= {Edge("CHECKSUM", model, new[POST], "INT64", ONE, ONE, True)}
+    assert set(read_edges(ensemble)) == expected
+
+
 @pytest.mark.parametrize(("ensemble", "version"), RUNGS.items())
 def test_each_rung_pins_its_version(ensemble, version):
     steps = read_config(ensemble).ensemble_scheduling.step
@@ -112,7 +140,7 @@ def test_a_repository_can_be_given_as_text():
 
 def test_the_order_is_that_of_the_steps_and_then_of_the_outputs():
     consumers = [edge.consumer for edge in read_edges("ensemble_append")]
-    assert consumers == [PRE] + [INF] * 3 + [POST] * 3 + [CLIENT] * 6
+    assert consumers == [PRE] + [INF] * 3 + [POST] * 3 + [CLIENT] * 7
 
 
 def test_dims_of_both_ends_are_kept_apart(fan_out):
@@ -234,8 +262,9 @@ def graph(repository: Path, ensemble: str = "chain") -> Graph:
 
 def test_the_labs_own_repository():
     repository = read_repository(MODEL_REPOSITORY)
-    assert repository.ensembles == sorted(RUNGS)
-    assert sorted(repository.models) == sorted([*RUNGS, PRE, INF, POST])
+    assert repository.ensembles == sorted([*RUNGS, *VARIANTS])
+    models = [PRE, INF, MUTANT, POST, f"{POST}_strict", f"{POST}_guarded"]
+    assert sorted(repository.models) == sorted([*RUNGS, *VARIANTS, *models])
     assert [(model.backend, model.served) for name, model in repository.models.items() if name == INF] == [
         ("python", (4, 3, 2, 1))
     ]

@@ -102,7 +102,7 @@ def test_json_of_one_ensemble(capsys):
     document = json.loads(capsys.readouterr().out)
     (graph,) = document["ensembles"]
     assert [node["version"] for node in graph["nodes"]] == [-1, 4, -1]
-    assert len(graph["edges"]) == 13
+    assert len(graph["edges"]) == 14
     assert {one["place"]["ensemble"] for one in document["findings"]} == {"ensemble_latest"}
 
 
@@ -123,7 +123,7 @@ def test_an_ensemble_too_broken_to_draw_is_reported_all_the_same(sound, capsys):
 
 
 def test_a_figure_of_several_ensembles_needs_a_name(tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"--ensemble NAME.*ensemble_append, ensemble_latest"):
+    with pytest.raises(ValueError, match=r"--ensemble NAME.*ensemble_append, ensemble_guarded, ensemble_latest"):
         run(MODEL_REPOSITORY, "--figure", tmp_path / "figure.png")
     assert capsys.readouterr().out == ""
 

@@ -71,7 +71,15 @@ def broken_links(path: Path) -> list[str]:
             problems.append(f"{link}: {name} does not exist")
         elif heading and target.suffix == ".md" and heading not in headings(target):
             problems.append(f"{link}: {target.name} has no heading {heading!r}")
+        elif heading and target.suffix == ".ipynb" and heading not in cells_with_output(target):
+            problems.append(f"{link}: {target.name} has no cell with output at {heading!r}")
     return problems
+
+
+def cells_with_output(path: Path) -> set[str]:
+    """Anchors of a notebook's cells that show something, as JupyterLab makes them."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return {f"cell-id={cell['id']}" for cell in cells if cell.get("outputs")}
 
 
 def headings(path: Path) -> set[str]:
@@ -123,6 +131,8 @@ def test_there_are_tracked_files():
 
 # --- the checks, checked ------------------------------------------------------------------------------------------
 
+CELLS = json.dumps({"cells": [{"id": "shown", "outputs": [{}]}, {"id": "silent", "outputs": []}]})
+
 
 @pytest.mark.parametrize(
     "text",
@@ -134,9 +144,12 @@ def test_there_are_tracked_files():
         "see [it](#absent)",
         'see [it](absent.md "a title")',
         "see [it](<absent.md>)",
+        "see [it](cells.ipynb#cell-id=absent)",
+        "see [it](cells.ipynb#cell-id=silent)",
     ],
 )
 def test_a_broken_link_is_found(tmp_path, text):
+    (tmp_path / "cells.ipynb").write_text(CELLS)
     (tmp_path / "page.md").write_text(f"# Some heading\n\n{text}\n")
     assert len(broken_links(tmp_path / "page.md")) == 1
     cell = {"cell_type": "markdown", "source": [f"{text}\n"]}
@@ -152,12 +165,14 @@ def test_a_broken_link_is_found(tmp_path, text):
         "see [it](page.md#some-heading)",
         "see [it](#some-heading)",
         "see [it](https://example.com/absent.md)",
+        "see [it](cells.ipynb#cell-id=shown)",
         "in code: `[it](absent.md)`",
         "```\n[it](absent.md)\n```",
         "an [aside] (in words)",
     ],
 )
 def test_a_good_link_is_none(tmp_path, text):
+    (tmp_path / "cells.ipynb").write_text(CELLS)
     (tmp_path / "page.md").write_text(f"# Some heading\n\n{text}\n")
     assert broken_links(tmp_path / "page.md") == []
 

@@ -6,6 +6,12 @@ import math
 import sys
 from collections.abc import Callable
 
+import answers_04
+import answers_05
+import answers_06
+import answers_07
+import answers_08
+import answers_10
 import numpy as np
 import pytest
 
@@ -30,6 +36,12 @@ RIGHT = {
     "03-rule": lambda pending, message: pending + message,
     "03-trigger": {"a": False, "茶": False, " 匙": False, " 茶": True},
     "03-quiz": ["b", "c", "a"],
+    **answers_04.RIGHT,
+    **answers_05.RIGHT,
+    **answers_06.RIGHT,
+    **answers_07.RIGHT,
+    **answers_08.RIGHT,
+    **answers_10.RIGHT,
 }
 
 NEAR_MISSES = {
@@ -140,6 +152,12 @@ NEAR_MISSES = {
         " 茶",
         True,
     ],
+    **answers_04.NEAR_MISSES,
+    **answers_05.NEAR_MISSES,
+    **answers_06.NEAR_MISSES,
+    **answers_07.NEAR_MISSES,
+    **answers_08.NEAR_MISSES,
+    **answers_10.NEAR_MISSES,
 }
 QUIZZES = [name for name in EXERCISES if name.endswith("-quiz")]
 for quiz_name in QUIZZES:

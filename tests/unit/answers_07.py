@@ -1,0 +1,4 @@
+"""Right answers to the exercises of lesson 07, and plausible wrong ones."""
+
+RIGHT: dict[str, object] = {}
+NEAR_MISSES: dict[str, list[object]] = {}
