@@ -8,12 +8,14 @@ import contextlib
 import http.client
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,11 +89,13 @@ class TritonServer:
         raise ServerStartError(f"tritonserver found its ports taken {PORT_TRIES} times in a row; start it again")
 
     def _launch_once(self) -> None:
-        self._supervisor = start_supervised(self._launch)
-        # Popen keeps itself, and so its pipe, alive while its process runs: the server must end with this object.
-        weakref.finalize(self, _close, self._supervisor.stdin)
         began = time.monotonic()
         try:
+            with uninterrupted():
+                self._supervisor = start_supervised(self._launch)
+                # Popen keeps itself, and so its pipe, alive while its process runs: the server must end with this
+                # object.
+                weakref.finalize(self, _close, self._supervisor.stdin)
             self._wait_until_ready(began + START_SECONDS)
             ports = self._launch.ports
             self.grpc_url, self.http_url, self.metrics_url = (
@@ -166,11 +170,14 @@ class TritonServer:
             shutil.rmtree(self._launch.folder, ignore_errors=True)
 
     def _end(self) -> None:
+        if self._supervisor is None:
+            return
         pipe = self._supervisor.stdin
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it ended by itself, or an interrupted stop closed it
-            pipe.write(b"stop")  # a word, not only the end of the pipe: a forked child may hold it open
-            pipe.flush()
-        _close(pipe)
+        with uninterrupted():
+            with contextlib.suppress(BrokenPipeError, ValueError):  # it ended, or an interrupted stop closed the pipe
+                pipe.write(b"stop")  # a word, not only the end of the pipe: a forked child may hold it open
+                pipe.flush()
+            _close(pipe)
         self._supervisor.wait()
         self._supervisor, self._process, self._stubs = None, None, {}
         self.grpc_url = self.http_url = self.metrics_url = ""
@@ -413,8 +420,24 @@ def _check_models_exist(repository: Path, models: Sequence[str]) -> None:
         raise ServerStartError(f"{wanted}; {repository} has: {', '.join(present) or 'no models'}", missing)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended: between two steps that must both be taken, or none."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
+        yield
+        return
+    held: list[tuple] = []
+    before = signal.signal(signal.SIGINT, lambda *interrupt: held.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[0])
+
+
 def _close(pipe: BinaryIO) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with uninterrupted(), contextlib.suppress(BrokenPipeError):
         pipe.close()
 
 

@@ -669,6 +669,22 @@ def test_a_second_interrupt_while_the_first_is_served_leaves_nothing(owner):
     assert_gone(launch)
 
 
+def test_an_interrupt_in_the_moment_of_the_spawn_leaves_nothing(monkeypatch):
+    launches = []
+
+    def interrupted(launch: Launch):
+        supervisor = launch_module.start_supervised(launch)
+        launches.append(launch)
+        signal.raise_signal(signal.SIGINT)
+        return supervisor
+
+    monkeypatch.setattr(server_module, "start_supervised", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        start_server([MODEL])
+    assert caught.tb  # it refers to the server, as the traceback that Jupyter keeps
+    assert_gone(launches[0])
+
+
 def test_a_forked_child_of_the_owner_neither_blocks_stop_nor_keeps_the_server(owners):
     """A child made by fork, such as a multiprocessing worker, holds a copy of the pipe to the supervisor."""
     stopping, killed = owners("fork"), owners("fork")
