@@ -1,7 +1,7 @@
 # GNU make. `make help` lists the targets; every target that needs the environment sets it up first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab reset stop doctor test lint format notebooks lock clean
+.PHONY: help setup lab reset stop doctor test soak lint format notebooks lock clean
 .NOTPARALLEL:
 
 SYSTEM_PYTHON ?= python3
@@ -45,6 +45,9 @@ test: lint ## everything: lint, unit and server tests, all notebooks re-run and 
 	$(PY) -m pytest $(NBVAL) -p no:cacheprovider notebooks
 	$(PY) -m pytest -p no:cacheprovider tests/notebooks/after_nbval.py
 	$(PY) -m lab_utils labbook export --out artifacts/lab_book
+
+soak: setup ## the long run of many streams: 100,000 tokens (some minutes)
+	SOAK_TOKENS=100000 $(PY) -m pytest -rP --timeout 900 tests/server/test_soak.py
 
 lint: setup ## check style and format
 	$(PY) -m ruff check .

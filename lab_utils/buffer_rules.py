@@ -38,7 +38,7 @@ WORDS = {
     "is not overwritten (stale length)",
     "missing_clear": "It holds every id of the stream so far: what is pending is never emptied (missing clear)",
     "late_clear": "It begins with a character that was whole already: what is pending is emptied at the wrong time, "
-    "too late. Ask at every message, and ask whether the whole message decodes",
+    "too late. Ask at every message, and ask whether the whole message decodes; or the two branches are swapped",
     "early_clear": "Ids of its character are missing: what is pending is emptied at the wrong time, too early. Only a "
     "message that decodes empties it",
     "latest": "It holds the newest id alone, which is version 4. Here the pieces of the unfinished character come with "

@@ -1,10 +1,12 @@
 """Stream one prompt through an ensemble, and observe every response: dims, bytes, arrival time, ids, text."""
 
 import queue
+import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +17,10 @@ from lab_utils.errors import ServerDiedError
 from lab_utils.server import TritonServer
 
 DEADLINE_SECONDS = 60.0
+END_TRIES, END_SECONDS = 10, 0.5  # a stream that does not end in that time is cancelled
 CHECK_SECONDS = 0.5  # how often a silent server is looked at
 ITEM_SIZE = 4  # bytes of an INT32 id
+GRANT = "grant"  # request id of a window's grants, whose answers nobody waits for
 FAILURES = {"ERROR": "the inference node", "STATUS": "the guard in post-processing"}
 
 
@@ -39,7 +43,7 @@ class Observation:
     text : str
         The text post-processing made of the message; empty when only dims were asked for.
     index : int
-        Number that the inference node gave the message.
+        Number that the inference node gave the message; as post-processing received it, where it says so.
     end : bool
         Whether the inference node marked the message as its last.
     heap : int or None
@@ -77,6 +81,30 @@ class StreamResult:
     def text(self) -> str:
         """The texts of all messages, joined."""
         return "".join(observation.text for observation in self.observations)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How many messages may be on their way to this client at most: a credit, granted anew as messages are handled.
+
+    Attributes
+    ----------
+    messages : int
+        The bound. Without one, a node that is faster than its consumer fills the server's memory.
+    node : str
+        The model that counts the credit: the decoupled one.
+    version : int
+        Its version in the ensemble.
+    """
+
+    messages: int
+    node: str = "inference"
+    version: int = 4
+
+    @property
+    def share(self) -> int:
+        """Messages in one grant: half of the window, so that the node need not wait for each one."""
+        return max(1, self.messages // 2)
 
 
 class StreamError(RuntimeError):
@@ -167,11 +195,16 @@ def iter_stream(
     max_message_ids: int | None = None,
     trace_heap: bool = False,
     guard: bool = False,
+    log: bool = False,
     mutation: str | None = None,
+    window: Window | None = None,
     request_id: str = "",
     deadline: float = DEADLINE_SECONDS,
 ) -> Iterator[Observation]:
     """Stream one prompt and yield each response as it arrives. Closing the generator cancels the request.
+
+    With a window, closing it makes the node end the stream. Without one, a node in an ensemble does not hear of it: it
+    works to its end, and the server later stops only at its exit time-out.
 
     Parameters
     ----------
@@ -187,8 +220,12 @@ def iter_stream(
         Have the inference node trace its Python heap, from now on until it is loaded anew; it is slower then.
     guard : bool
         Have the inference node check each message against the contract before it sends it.
+    log : bool
+        Have the nodes write a JSON line for each message into the server's log.
     mutation : str, optional
         The fault that `inference_mutant` is to make; see its `mutations.py`.
+    window : Window, optional
+        The inference node sends no more messages than that ahead of what this client has taken, and hears of its end.
     request_id : str
         The id that the server's log and trace show.
     deadline : float
@@ -200,11 +237,13 @@ def iter_stream(
         As for `stream`.
     """
     options = {"max_message_ids": max_message_ids, "mutation": mutation}
-    parameters = {"dims_only": dims_only, "trace_heap": trace_heap, "guard": guard}
+    parameters = {"dims_only": dims_only, "trace_heap": trace_heap, "guard": guard, "log": log}
     parameters |= {name: value for name, value in options.items() if value is not None}
+    if window:
+        parameters |= {"window": window.messages, "window_key": secrets.randbits(62) + 1}
     tensors = _inputs(prompt, max_tokens, forced_ids)
     call = {"request_id": request_id, "parameters": parameters}
-    with closing(_responses(server, ensemble, tensors, deadline, **call)) as responses:
+    with closing(_responses(server, ensemble, tensors, deadline, window, **call)) as responses:
         yield from _observations(responses)
 
 
@@ -248,23 +287,77 @@ def iter_outputs(
 
 
 def _responses(
-    server: TritonServer, model: str, tensors: list[grpc.InferInput], deadline: float, **call: object
+    server: TritonServer,
+    model: str,
+    tensors: list[grpc.InferInput],
+    deadline: float,
+    window: Window | None = None,
+    **call: object,
 ) -> Iterator[tuple[grpc.InferResult, float]]:
     """Each response that carries tensors, with the seconds from sending the request to its arrival."""
-    arrivals: queue.SimpleQueue = queue.SimpleQueue()
+    arrivals = _Arrivals()
     with server.client() as client:
-        client.start_stream(lambda result, error: arrivals.put((result, error, time.perf_counter())))
-        began, finished = time.perf_counter(), False
+        client.start_stream(arrivals.take)
+        began = time.perf_counter()
         try:
             client.async_stream_infer(model, tensors, enable_empty_final_response=True, **call)
-            yield from _until_final(server, arrivals, began, deadline)
-            finished = True
+            for count, arrived in enumerate(_until_final(server, arrivals.queue, began, deadline), start=1):
+                yield arrived
+                if window and count % window.share == 0:
+                    _grant(client, window, call["parameters"]["window_key"], window.share)
         except InferenceServerException as error:
             server.check()
             raise StreamError(f"the request could not be sent: {error.message()}") from None
         finally:
+            if window and not arrivals.over.is_set():
+                _end(client, window, call["parameters"]["window_key"], arrivals.over)
             # Cancelling after the final response made some servers fail to stop cleanly.
-            client.stop_stream(cancel_requests=not finished)
+            client.stop_stream(cancel_requests=not arrivals.final)
+
+
+class _Arrivals:
+    """The responses of one stream in a queue; `over` when no more come, `final` if they ended as they should."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue = queue.SimpleQueue()
+        self.over = threading.Event()
+        self.final = False
+
+    def take(self, result: grpc.InferResult | None, error: Exception | None) -> None:
+        """What the client calls, in a thread of its own."""
+        if result is not None and result.get_response().id == GRANT:
+            return
+        self.queue.put((result, error, time.perf_counter()))
+        self.final = self.final or (result is not None and _is_final(result))
+        if self.final or error is not None:
+            self.over.set()
+
+
+def _is_final(result: grpc.InferResult) -> bool:
+    return result.get_response().parameters["triton_final_response"].bool_param
+
+
+def _grant(client: grpc.InferenceServerClient, window: Window, key: int, messages: int) -> None:
+    tensors = [
+        _input("PROMPT_IDS", np.zeros(1, np.int32), "INT32"),
+        _input("MAX_TOKENS", np.ones(1, np.int32), "INT32"),
+    ]
+    parameters = {"window_key": key, "grant": messages}
+    call = {"model_version": str(window.version), "request_id": GRANT, "parameters": parameters}
+    client.async_stream_infer(window.node, tensors, **call)
+
+
+def _end(client: grpc.InferenceServerClient, window: Window, key: int, over: threading.Event) -> None:
+    """Tell the node that nobody waits any more, and wait for the stream's end.
+
+    A cancellation of the ensemble's request would not reach the node, and the ensemble could never be unloaded again: a
+    server stops only at its exit time-out then.
+    """
+    with suppress(InferenceServerException):  # the connection is gone: the node finds out by itself
+        for _ in range(END_TRIES):  # the first may overtake the request itself
+            _grant(client, window, key, 0)
+            if over.wait(END_SECONDS):
+                return
 
 
 def _until_final(
@@ -280,7 +373,7 @@ def _until_final(
         if response.outputs:
             count += 1
             yield result, arrived - began
-        final = response.parameters["triton_final_response"].bool_param
+        final = _is_final(result)
 
 
 def _observations(responses: Iterator[tuple[grpc.InferResult, float]]) -> Iterator[Observation]:
@@ -344,6 +437,7 @@ def _input(name: str, values: np.ndarray, dtype: str) -> grpc.InferInput:
 
 def _observation(result: grpc.InferResult, iteration: int, seconds: float) -> Observation:
     dims = tuple(result.as_numpy("RECEIVED_DIMS").tolist())
+    received = result.as_numpy("RECEIVED_INDEX")  # the ensemble may pair INDEX itself with another message's text
     return Observation(
         iteration=iteration,
         dims=dims,
@@ -351,7 +445,7 @@ def _observation(result: grpc.InferResult, iteration: int, seconds: float) -> Ob
         seconds=seconds,
         ids=result.as_numpy("RECEIVED_IDS"),
         text=result.as_numpy("TEXT")[0].decode("utf-8"),
-        index=int(result.as_numpy("INDEX")[0]),
+        index=int((result.as_numpy("INDEX") if received is None else received)[0]),
         end=bool(result.as_numpy("END")[0]),
         heap=_heap(result),
     )

@@ -67,7 +67,7 @@ def quiz(right: str, words: Sequence[str]) -> Callable[[object], str]:
     def problem(answers: object) -> str:
         if not isinstance(answers, list) or len(answers) != len(right):
             return f'expected {len(right)} letters in a list, such as ["a", "b", "c"]'
-        given = [str(answer).strip().lower() for answer in answers]
+        given = [str(answer).strip(" ).").lower() for answer in answers]
         return "; ".join(f"question {i}: {words[i - 1]}" for i, letter in enumerate(right, 1) if given[i - 1] != letter)
 
     return problem

@@ -1,6 +1,6 @@
 """The exercises of lesson 04."""
 
-from lab_utils.exercise_kinds import Exercise, equals, function, quiz
+from lab_utils.exercise_kinds import NO_RETURN, Exercise, equals, function, plain, quiz
 
 KIB = 1024
 LOW, LEVEL = 9_000, 2_500_000  # as measured: the first reading is low, because a process takes some memory once
@@ -26,17 +26,35 @@ READINGS = [
 def _leak_check(answer: object) -> str:
     """Try the learner's function on each list of readings, and say what the first wrong answer overlooks."""
     for heap, leak, words in READINGS:
-        if problem := function([((list(heap),), leak)], f"for {heap} {words}")(answer):
+        problem = function([((list(heap),), leak)], f"for {heap} {words}")(answer)
+        if problem == NO_RETURN and any(answer(list(other)) is not None for other, *_ in READINGS):
+            return f"for {heap} your function returns None; return {leak} there"
+        if problem:
             return problem
     return ""
 
 
+MESSAGES = (1, 2, 8, 3, 20)
+_held_problem = function(
+    [((n,), 2**n - 1) for n in MESSAGES],
+    "for message {arguments} your function gives {got} ids; add the message and what was pending before it",
+)
+_bytes_problem = function([((n,), 4 * (2**n - 1)) for n in MESSAGES], "it is not the formula in bytes either")
+
+
+def _held_check(answer: object) -> str:
+    """Compare with the formula; a right one in bytes, or as text, gets words of its own."""
+    problem = _held_problem(answer)
+    if problem and callable(answer) and not _bytes_problem(answer):
+        return "that is the formula in bytes, with 4 for each id; the question is for ids, not bytes"
+    if problem and callable(answer) and isinstance(plain(answer(1)), str):
+        return "your function returns text; return a number, not text"
+    return problem
+
+
 LESSON_04: dict[str, Exercise] = {
     "04-held": Exercise(
-        function(
-            [((n,), 2**n - 1) for n in (1, 2, 8, 3, 20)],
-            "for message {arguments} your function gives {got} ids; add the message and what was pending before it",
-        ),
+        _held_check,
         "Message n has 2^(n-1) ids, and one fewer was pending: the node holds both. It is about twice the message.",
     ),
     "04-after": Exercise(

@@ -1,7 +1,11 @@
 """The exercises of lesson 06."""
 
+import traceback
+from collections.abc import Callable
+
 from lab_utils.exercise_kinds import NO_RETURN, NOT_ANSWERED, Exercise, equals, plain, quiz
 
+WHOLE_NUMBER = "one whole number, without quotes or brackets"
 WELL = [False, False, False, True]
 STREAMS = [
     ([1, 2, 3, 4], WELL, True, "a healthy stream"),
@@ -26,7 +30,12 @@ def _keeps_contract(rule: object) -> str:
     if not callable(rule):
         return f"expected a function, got {type(rule).__name__}"
     for index, ends, expected, name in STREAMS:
-        got = plain(rule(list(index), list(ends)))
+        stream = f"{name}, index {index} and ends {ends}"
+        try:
+            got = plain(rule(list(index), list(ends)))
+        except Exception as error:  # whatever a learner wrote must not end in a traceback
+            words = "".join(traceback.format_exception_only(error)).strip()
+            return f"{stream}: your function stopped with {words}"
         if got is ...:
             return NOT_ANSWERED
         if got is None:
@@ -34,8 +43,36 @@ def _keeps_contract(rule: object) -> str:
         if not isinstance(got, bool):
             return f"your function returned {type(got).__name__}; it has to return True or False"
         if got != expected:
-            return f"{name}, index {index} and ends {ends}: your function says {got}"
+            return f"{stream}: your function says {got}"
     return ""
+
+
+CELLS = {"late_id at the edge": 0, "late_id at the consumer": 2, "lost_end at the consumer": 0}
+
+
+def _late_at_the_consumer(given: object) -> str:
+    if given == 1:
+        return "there is no id before the first, so message 1 still holds its own"
+    return "the consumer's guard recomputes the checksum of the ids that it received; which is the first wrong one?"
+
+
+CELL_HINTS: dict[str, Callable[[object], str]] = {
+    "late_id at the edge": lambda _: "the edge compares dims and dtype; the late id is one INT32 id like any other",
+    "late_id at the consumer": _late_at_the_consumer,
+    "lost_end at the consumer": lambda _: (
+        "the consumer is called once a message: who calls it to say that no more come?"
+    ),
+}
+
+
+def _cells(answer: object) -> str:
+    """A hint for each wrong cell."""
+    if not isinstance(answer, dict) or set(answer) != set(CELLS):
+        return f"expected one number for each of {', '.join(CELLS)}"
+    if any(isinstance(given, str | list) for given in answer.values()):
+        return f"each of the three is {WHOLE_NUMBER}"
+    wrong = [name for name, right in CELLS.items() if answer[name] != right]
+    return "; ".join(f"{name}: {CELL_HINTS[name](answer[name])}" for name in wrong)
 
 
 LESSON_06: dict[str, Exercise] = {
@@ -47,6 +84,8 @@ LESSON_06: dict[str, Exercise] = {
                 (1, "message 1 holds one id, as it should"),
                 (3, "message 3 is too long as well, but another one comes before it"),
                 (4, "message 4 holds one id again; look at those before it"),
+                ("2", f"write {WHOLE_NUMBER}"),
+                ([2], f"write {WHOLE_NUMBER}"),
             ],
         ),
         "Message 2 holds two ids, and the consumer declares one.",
@@ -56,28 +95,7 @@ LESSON_06: dict[str, Exercise] = {
         "The whole list is compared, so every way to be wrong is covered: lost, repeated, swapped, too early, missing.",
     ),
     "06-cells": Exercise(
-        equals(
-            {"late_id at the edge": 0, "late_id at the consumer": 2, "lost_end at the consumer": 0},
-            "one number for each of the three; ask what the guard compares, and whether it still gets a call then",
-            [
-                (
-                    {"late_id at the edge": 2, "late_id at the consumer": 2, "lost_end at the consumer": 0},
-                    "the edge compares dims and dtype; the late id is one INT32 id like any other",
-                ),
-                (
-                    {"late_id at the edge": 0, "late_id at the consumer": 1, "lost_end at the consumer": 0},
-                    "there is no id before the first, so message 1 still holds its own",
-                ),
-                (
-                    {"late_id at the edge": 0, "late_id at the consumer": 2, "lost_end at the consumer": 8},
-                    "message 8 might be followed by a ninth: how would the consumer know that no more calls come?",
-                ),
-                (
-                    {"late_id at the edge": 0, "late_id at the consumer": 0, "lost_end at the consumer": 0},
-                    "the consumer's guard recomputes the checksum of the ids that it received",
-                ),
-            ],
-        ),
+        _cells,
         "Dims do not know values. The checksum does, from the first wrong id on. And the consumer is called once for "
         "each message: nobody calls it to say that there is no more.",
     ),

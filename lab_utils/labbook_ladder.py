@@ -28,7 +28,7 @@ class Rung:
     heap : int or None
         Largest Python heap of the node, in bytes.
     time_per_token : float or None
-        Median of the gaps between arrivals, in seconds.
+        Mean of the gaps between arrivals, in seconds.
     text : str or None
         The streamed text as it was noted, or the failure.
     """

@@ -117,7 +117,8 @@ def leaks(heap: Sequence[int], slack: int = SLACK) -> bool:
     """Whether memory grows from request to request.
 
     The first reading is left out: a process takes some memory once. Of the others, the lowest of the last two is held
-    against the highest of the first two. What grows more slowly than `slack` over all requests is not seen: send more.
+    against the highest of the first two. Of n readings these two are n - 4 requests apart when the heap grows evenly:
+    three of seven. Growth of less than `slack` between them is not seen: send more requests.
 
     Parameters
     ----------

@@ -25,8 +25,8 @@ def watch_figure(
 ) -> Figure:
     """Draw four axes over one time: elements and bytes of each message, backlog and memory of each node.
 
-    Each axes has at most six series, those that change most; the rest is counted in a line of text. A line connects the
-    messages of one request. Alarms are black crosses.
+    Each axes has at most six series, those that change most, and of equals the longest; the rest is counted in a line
+    of text. A line connects the messages of one request. Alarms are black crosses.
 
     Parameters
     ----------
@@ -94,7 +94,9 @@ def _draw(
     if not series:
         axes.text(0.5, 0.5, "nothing seen", transform=axes.transAxes, ha="center", color=GREY)
         return
-    kept = sorted(series, key=lambda label: _change(series[label]), reverse=True)[:MOST_SERIES]
+    kept = sorted(series, key=lambda label: (_change(series[label]), _points(series[label])), reverse=True)[
+        :MOST_SERIES
+    ]
     for position, label in enumerate(kept):
         _draw_lines(axes, label, series[label], position)
     _scale(axes, log, in_bytes)
@@ -129,6 +131,11 @@ def _legend(axes: Axes, title: str | None = None) -> None:
 def _change(lines: dict[str, Line]) -> float:
     values = [value for line in lines.values() for _, value in line]
     return max(values) / max(1.0, min(values))
+
+
+def _points(lines: dict[str, Line]) -> int:
+    """Where nothing changes, a whole stream says more than a single message."""
+    return sum(map(len, lines.values()))
 
 
 def _cross(axes: Axes, points: Sequence[tuple[float, float]]) -> None:

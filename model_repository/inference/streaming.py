@@ -3,19 +3,28 @@
 import importlib.util
 import json
 import secrets
+import time
 import tracemalloc
 import zlib
+from collections import deque
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from batching import Batch
+from engine import Engine
+from gauge import StreamGauge
 from guard import StreamGuard
+from node_log import log_message
+from options import read_options
 from token_bytes import TokenBytes
 from transformer import Transformer
 
 NO_IDS = np.empty(0, dtype=np.int32)
 NOT_TRACED = -1
+DONE = object()
 
 
 class Message(NamedTuple):
@@ -33,131 +42,250 @@ class Message(NamedTuple):
 
 
 class TokenStream:
-    """The tokens of one request, each an INT32 array of shape [1].
+    """The tokens of one request, each an INT32 array of shape [1], as they come from the model.
 
-    It reads one token ahead: while a token is handled, `last` says whether it is the final one. `checksum` is the
-    CRC-32 of the tokens handed out so far, as little-endian INT32.
+    It hands a token out only when the next one has come, or when none will: so `last` can say whether the token handed
+    out most recently was the final one. `checksum` is the CRC-32 of the tokens handed out so far, as little-endian
+    INT32.
     """
 
-    def __init__(self, ids):
-        self._ids = iter(ids)
-        self._next = next(self._ids, None)
+    def __init__(self, ids=(), complete=False):
+        self._waiting = deque(ids)
+        self._complete = complete
         self.checksum = 0
+
+    def put(self, token, complete):
+        """Take the next token from the model, or None for none, and whether it was the final one."""
+        if token is not None:
+            self._waiting.append(token)
+        self._complete = complete
+
+    @property
+    def ready(self):
+        """Whether the next token can be handed out, or the end be told."""
+        return self._complete or len(self._waiting) > 1
+
+    @property
+    def last(self):
+        """True when the token handed out most recently was the final one."""
+        return self._complete and not self._waiting
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if self._next is None:
+        if not self._waiting:
             raise StopIteration
-        current, self._next = self._next, next(self._ids, None)
-        token = np.array([current], dtype=np.int32)
+        token = np.array([self._waiting.popleft()], dtype=np.int32)
         self.checksum = zlib.crc32(token, self.checksum)
         return token
 
+
+class Window:
+    """How many more messages the client of one stream has room for: it grants new ones as it handles them.
+
+    A client that grants nothing for `seconds`, with nothing left, is taken for lost. An ensemble does not hand a
+    cancellation on to a step that is running, so no other sign of it may ever come.
+    """
+
+    def __init__(self, key, messages, seconds, clock=time.monotonic):
+        self.key = key
+        self._left, self._seconds, self._clock = messages, seconds, clock
+        self._spent_at = None
+
     @property
-    def last(self):
-        """True when the token handed out most recently was the final one."""
-        return self._next is None
+    def spent(self):
+        """Whether nothing may be sent until the next grant."""
+        return self._left <= 0
+
+    @property
+    def lost(self):
+        """Whether the client has let its stream wait for too long."""
+        return self.spent and self._clock() - self._spent_at > self._seconds
+
+    def spend(self):
+        """A message was sent."""
+        self._left -= 1
+        self._spent_at = self._clock()
+
+    def grant(self, messages):
+        """The client has room for that many more."""
+        self._left += messages
+        self._spent_at = self._clock()
+
+    def check(self):
+        """Raise a ValueError if the client is lost."""
+        if self.lost:
+            raise ValueError(f"the client granted no message for {self._seconds:g} s: it is taken for lost")
+
+
+class Stream:
+    """One request on its way: where its tokens come from, its messages, and where they go.
+
+    Attributes that others use: `prompt` (ids and most tokens) until it has joined the batch, then `sequence`; `tokens`;
+    `window`, where the client has one; `closed` is set when nothing more will be sent.
+    """
+
+    def __init__(self, request):
+        self.sender = request.get_response_sender()
+        self.wanted = request.requested_output_names()
+        self.request_id = request.request_id()
+        self.stream_id = secrets.randbits(63)  # client request ids may be empty or repeated, so the node mints its own
+        self.prompt = self.sequence = None
+        self.tokens = TokenStream()
+        self.messages = iter(())
+        self.max_message_ids = 0
+        self.guard = self.window = None
+        self.log = self.ended = False
+        self.sent = 0
+        self.closed = Event()
+
+    @property
+    def stalled(self):
+        """Whether the stream waits for its client to grant further messages. After the end mark it needs no more."""
+        return self.window is not None and self.window.spent and not self.ended
+
+    @property
+    def cancelled(self):
+        """Whether the client has cancelled the request. Only a node that was called alone hears of it."""
+        return self.sender.is_cancelled()
+
+    def advance(self):
+        """Send the next message, if its tokens have come. False when there are no more."""
+        if self.stalled:
+            self.window.check()
+            return True
+        if not self.tokens.ready:
+            return True
+        message = next(self.messages, DONE)
+        if message is DONE:
+            self.finish()
+            return False
+        if message:
+            self.check(message)
+            self.send(message)
+        return True
+
+    def check(self, message):
+        """Refuse a message with more ids than the request allows, or one that breaks the contract."""
+        if message.ids.size > self.max_message_ids:
+            raise ValueError(
+                f"message {message.index} would hold {message.ids.size:,} ids; at most {self.max_message_ids:,} are "
+                'allowed in one message. Ask for fewer tokens, or raise the request parameter "max_message_ids". '
+                "Version 1 keeps its buffer: reload the model to empty it"
+            )
+        if self.guard:
+            self.guard.check(*message)
+
+    def send(self, message, error=""):
+        """Send one response."""
+        self.sender.send(response(self.wanted, message, error))
+        self.sent, self.ended = self.sent + 1, bool(message.end)
+        if self.window:
+            self.window.spend()
+        if self.log:
+            dims = list(message.ids.shape)
+            log_message("inference", self.request_id, self.stream_id, message.index, dims, self.ended)
+
+    def finish(self):
+        """All messages have been sent."""
+        if not self.sent:  # a decoupled step that answers nothing leaves the ensemble's request in flight for good
+            self.cut()
+        elif self.guard:
+            self.guard.finish()
+
+    def cut(self):
+        """Send an end mark, so that the nodes behind this one forget the stream too."""
+        self.send(no_ids(self.stream_id))
+
+    def close(self, error=None):
+        """Tell Triton that no more responses come; before that, say in-band what went wrong.
+
+        An error response from a decoupled step would end the client's whole stream, overtake messages already sent, and
+        leave the ensemble's request in flight for good.
+        """
+        try:
+            if error:
+                self.send(no_ids(self.stream_id), explain(error))
+        finally:
+            self.sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 class StreamingModel:
-    """A decoupled model that sends one message for each token. A version says what a message holds: `messages`."""
+    """A decoupled model that sends one message for each token. A version says what a message holds: `messages`.
+
+    With `together`, requests are decoded together: `execute` returns at once, and the messages follow. Triton takes the
+    request for done then, so its trace does not show what is sent afterwards. Otherwise a request is answered before
+    the next one is looked at. One with a window never holds up the others: it may wait for its client for long.
+    """
+
+    together = False
 
     def initialize(self, args):
-        """Load weights and token table, once for each instance."""
+        """Load weights and token table, once for each instance, and start the engine."""
         folder = Path(args["model_repository"])
         parameters = json.loads(args["model_config"])["parameters"]
-        self.default_message_ids = int(parameters["default_message_ids"]["string_value"])
-        self.hard_message_ids = int(parameters["hard_message_ids"]["string_value"])
+        limits = {name: int(value["string_value"]) for name, value in parameters.items()}
+        self.grant_seconds = limits["grant_seconds"]
+        self.default_message_ids, self.hard_message_ids = limits["default_message_ids"], limits["hard_message_ids"]
         self.token_bytes = TokenBytes.load(folder / "token_bytes.safetensors")
-        self.transformer = Transformer.load(folder / "recipes.safetensors", device=choose_device(args))
+        transformer = Transformer.load(folder / "recipes.safetensors", device=choose_device(args))
+        self.engine = Engine(Batch(transformer, limits["max_streams"]), limits["max_waiting"], StreamGauge(args))
+        self.engine.start()
+
+    def finalize(self):
+        """End the engine."""
+        self.engine.stop()
 
     def messages(self, tokens):
         """Yield one INT32 array of shape [-1] for each token of the `TokenStream`."""
         raise NotImplementedError
 
+    def stream_messages(self, stream, options):
+        """The `Message`s of one stream, as a generator; it may yield None where there is nothing to send yet."""
+        return numbered(self.messages(stream.tokens), stream)
+
     def execute(self, requests):
-        """Serve the requests one after the other; responses leave through each request's response sender.
-
-        A failure travels in-band, as the last message of its stream: an error response from a decoupled step would end
-        the client's whole stream, overtake messages already sent, and leave the ensemble's request in flight for good.
-        """
+        """Hand requests over to the engine; responses leave through each one's response sender."""
         for request in requests:
-            sender = request.get_response_sender()
-            stream_id = secrets.randbits(63)  # client request ids may be empty or repeated, so the node mints its own
+            stream = Stream(request)
             try:
-                self.stream(request, sender, stream_id)
+                self.prepare(stream, request)
             except Exception as error:
-                sender.send(response(request, no_ids(stream_id), explain(error)))
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                self.engine.refuse(stream, error)
+            if not self.together and stream.window is None:
+                stream.closed.wait()
 
-    def stream(self, request, sender, stream_id):
-        """Send the messages of one request, until its tokens end or its client cancels."""
-        options = self.options(request)
-        if options["trace_heap"] and not tracemalloc.is_tracing():
+    def prepare(self, stream, request):
+        """Read and check a request, and submit it."""
+        options = read_options(request.parameters(), self.default_message_ids, self.hard_message_ids)
+        if options.grant is not None:
+            self.engine.grant(stream, options.window_key, options.grant)
+            return
+        if options.trace_heap and not tracemalloc.is_tracing():
             tracemalloc.start()  # it goes on until the model is loaded anew: version 1 keeps memory between requests
-        guard = StreamGuard(len(self.token_bytes)) if options["guard"] else None
-        sent = False
-        for message in self.stream_messages(request, stream_id):
-            if sender.is_cancelled():
-                return
-            self.check_length(message, options["max_message_ids"])
-            if guard:
-                guard.check(*message)
-            sender.send(response(request, message))
-            sent = True
-        if guard and sent:
-            guard.finish()
-        if not sent:  # a decoupled step that answers nothing leaves the ensemble's request in flight for good
-            sender.send(response(request, no_ids(stream_id)))
+        stream.max_message_ids, stream.log = options.max_message_ids, options.log
+        if options.guard:
+            stream.guard = StreamGuard(len(self.token_bytes))
+        if options.window:
+            stream.window = Window(options.window_key, options.window, self.grant_seconds)
+        self.read_ids(stream, request)
+        stream.messages = self.stream_messages(stream, options)
+        self.engine.submit(stream)
 
-    def stream_messages(self, request, stream_id):
-        """Yield the `Message`s of one request."""
-        tokens = TokenStream(self.tokens(request))
-        for index, ids in enumerate(self.messages(tokens), start=1):
-            yield Message(ids, index, stream_id, tokens.last, tokens.checksum)
-
-    def tokens(self, request):
-        """The ids to send, one after the other: the forced ones if there are any, otherwise the model's own."""
+    def read_ids(self, stream, request):
+        """Take the forced ids if there are any, otherwise the prompt that the model is to continue."""
         max_tokens = int(input_values(request, "MAX_TOKENS")[0])
         if max_tokens < 1:
             raise ValueError(f"MAX_TOKENS is {max_tokens}; ask for at least 1")
         forced = input_values(request, "FORCED_IDS")
         if forced is None:
-            return self.transformer.generate(input_values(request, "PROMPT_IDS"), max_tokens)
+            stream.prompt = input_values(request, "PROMPT_IDS"), max_tokens
+            return
         if not len(forced):
             raise ValueError("FORCED_IDS is empty; send at least one id, or leave the input out")
         self.token_bytes.check(forced)
-        return forced[:max_tokens]
-
-    def options(self, request):
-        """The request parameters, checked.
-
-        "max_message_ids": most ids in one message. "trace_heap": report the Python heap in HEAP. "guard": check every
-        message before it leaves.
-        """
-        given = json.loads(request.parameters() or "{}")
-        limit = given.get("max_message_ids", self.default_message_ids)
-        if type(limit) is not int or not 1 <= limit <= self.hard_message_ids:
-            raise ValueError(
-                f'request parameter "max_message_ids" is {limit!r}; expected a whole number '
-                f"from 1 to {self.hard_message_ids:,}"
-            )
-        switches = {name: given.get(name, False) for name in ("trace_heap", "guard")}
-        for name, value in switches.items():
-            if type(value) is not bool:
-                raise ValueError(f'request parameter "{name}" is {value!r}; expected true or false')
-        return {"max_message_ids": limit, **switches}
-
-    def check_length(self, message, limit):
-        """Refuse a message with more ids than the request allows."""
-        if message.ids.size > limit:
-            raise ValueError(
-                f"message {message.index} would hold {message.ids.size:,} ids; at most {limit:,} are allowed in one "
-                'message. Ask for fewer tokens, or raise the request parameter "max_message_ids" '
-                f"(up to {self.hard_message_ids:,}). Version 1 keeps its buffer: reload the model to empty it"
-            )
+        stream.tokens = TokenStream(forced[:max_tokens], complete=True)
 
 
 def choose_device(args):
@@ -174,9 +302,9 @@ def choose_device(args):
 
 
 def input_values(request, name):
-    """The values of an input tensor, or None where the request has no such input."""
+    """A copy of an input tensor's values, which outlives the request; None where the request has no such input."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
+    return None if tensor is None else tensor.as_numpy().copy()
 
 
 def explain(error):
@@ -189,12 +317,18 @@ def heap_bytes():
     return tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else NOT_TRACED
 
 
+def numbered(arrays, stream):
+    """Make `Message`s of the arrays of ids of one stream."""
+    for index, ids in enumerate(arrays, start=1):
+        yield Message(ids, index, stream.stream_id, stream.tokens.last, stream.tokens.checksum)
+
+
 def no_ids(stream_id):
     """The last message of a stream that has no ids, or no more."""
     return Message(NO_IDS, 0, stream_id, end=True, checksum=0)
 
 
-def response(request, message, error=""):
+def response(wanted, message, error=""):
     """One response: the ids, what identifies them, what checks them, and an error if the stream failed.
 
     It has the outputs that were asked for, and no others: the stub would drop the others without holding Python's
@@ -209,7 +343,6 @@ def response(request, message, error=""):
         "HEAP": np.array([heap_bytes()], dtype=np.int64),
         "ERROR": np.array([error.encode("utf-8")], dtype=np.object_),
     }
-    wanted = request.requested_output_names()
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
     )

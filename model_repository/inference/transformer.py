@@ -136,7 +136,7 @@ class Transformer:
 
     def rows(self, token_ids: Sequence[int]) -> Array:
         """Rows of token ids, int64, (len(token_ids),); an id that the model does not know is row 0."""
-        return self._place_rows([self.row_of.get(int(token), UNKNOWN_ROW) for token in token_ids])
+        return self.place_rows([self.row_of.get(int(token), UNKNOWN_ROW) for token in token_ids])
 
     def new_cache(self) -> Cache:
         """Empty KV cache of one request: for each layer float32, (2, heads, context, head_dim), keys before values."""
@@ -176,6 +176,56 @@ class Transformer:
         logits[UNKNOWN_ROW] = -self.xp.inf
         return logits
 
+    def step(self, rows: Array, positions: Sequence[int], caches: Sequence[Cache]) -> Array:
+        """Run one token of each of several sequences through the model, and return the logits after each.
+
+        Parameters
+        ----------
+        rows : array, int64, (batch,)
+            The row of each sequence's newest token.
+        positions : sequence of int
+            Where that token stands in its sequence, from 0.
+        caches : sequence of Cache
+            The KV cache of each sequence; the token's keys and values are added to it.
+
+        Returns
+        -------
+        array, float32, (batch, vocabulary)
+            As `forward` gives for each sequence alone, up to the order in which floating-point numbers are added.
+
+        Raises
+        ------
+        ValueError
+            A position is outside the context.
+        """
+        if not 0 <= min(positions) <= max(positions) < self.context:
+            raise ValueError(f"positions {list(positions)}: the context ends at position {self.context - 1}")
+        x = self.xp.take(self.embedding, rows, axis=0)
+        for number, layer in enumerate(self.layers):
+            layer_caches = [cache[number] for cache in caches]
+            x = x + self._attention_step(layer, self._normalise(x, layer.attention_norm), layer_caches, positions)
+            x = x + self._mlp(layer, self._normalise(x, layer.mlp_norm))
+        logits = self._normalise(x, self.norm) @ self.embedding.T
+        logits[:, UNKNOWN_ROW] = -self.xp.inf
+        return logits
+
+    def prompt_rows(self, prompt_ids: Sequence[int]) -> Array:
+        """Rows of the start token and a prompt, int64, (1 + len(prompt_ids),).
+
+        Raises
+        ------
+        PromptTooLong
+            Start token and prompt fill the context.
+        ValueError
+            The prompt is empty.
+        """
+        length = len(prompt_ids)
+        if length == 0:
+            raise ValueError("the prompt is empty: it has no token ids. Send at least one token")
+        if length + 1 >= self.context:
+            raise PromptTooLong(f"the prompt has {length} tokens; at most {self.context - 2} are possible. Shorten it")
+        return self.rows([self.eos, *prompt_ids])
+
     def generate(self, prompt_ids: Sequence[int], max_tokens: int) -> Iterator[int]:
         """Continue a prompt, taking the most likely token each time.
 
@@ -198,12 +248,8 @@ class Transformer:
         ValueError
             The prompt is empty.
         """
-        length = len(prompt_ids)
-        if length == 0:
-            raise ValueError("the prompt is empty: it has no token ids. Send at least one token")
-        if length + 1 >= self.context:
-            raise PromptTooLong(f"the prompt has {length} tokens; at most {self.context - 2} are possible. Shorten it")
-        return self._continue(self.rows([self.eos, *prompt_ids]), min(max_tokens, self.context - length - 1))
+        rows = self.prompt_rows(prompt_ids)
+        return self._continue(rows, min(max_tokens, self.context - rows.shape[0]))
 
     def _continue(self, rows: Array, tokens: int) -> Iterator[int]:
         cache, start = self.new_cache(), 0
@@ -213,9 +259,10 @@ class Transformer:
                 return
             yield self.ids[row]
             start += rows.shape[0]
-            rows = self._place_rows([row])
+            rows = self.place_rows([row])
 
-    def _place_rows(self, rows: list[int]) -> Array:
+    def place_rows(self, rows: list[int]) -> Array:
+        """The rows as an array on the model's device, int64, (len(rows),)."""
         return self.xp.asarray(rows, dtype=self.xp.int64, device=self.device)
 
     def _normalise(self, x: Array, weight: Array) -> Array:
@@ -228,18 +275,35 @@ class Transformer:
         end = start + n
         split = xp.reshape(x @ layer.query_key_value, (n, 3, self.heads, -1))
         qkv = xp.permute_dims(split, (1, 2, 0, 3))  # (3, heads, n, head_dim)
-        queries_keys = self._rotate(qkv[:2, ...], start)
+        queries_keys = self._rotate(qkv[:2, ...], self.cos[start:end, :], self.sin[start:end, :])
         cache[0, :, start:end, :] = queries_keys[1, ...]
         cache[1, :, start:end, :] = qkv[2, ...]
         keys, values = cache[0, :, :end, :], cache[1, :, :end, :]
-        scores = queries_keys[0, ...] @ xp.matrix_transpose(keys) * keys.shape[-1] ** -0.5  # (heads, n, end)
-        mixed = self._softmax(scores + self.mask[start:end, :end]) @ values
+        mixed = self._attend(queries_keys[0, ...], keys, values, self.mask[start:end, :end])  # (heads, n, head_dim)
         return xp.reshape(xp.permute_dims(mixed, (1, 0, 2)), (n, -1)) @ layer.attention_out
 
-    def _rotate(self, x: Array, start: int) -> Array:
-        """Turn each pair of numbers by an angle that grows with the position (rotary embedding)."""
-        end, half = start + x.shape[-2], self.cos.shape[1]
-        cos, sin = self.cos[start:end, :], self.sin[start:end, :]
+    def _attention_step(self, layer: Layer, x: Array, caches: list[Array], positions: Sequence[int]) -> Array:
+        xp, batch, end = self.xp, x.shape[0], max(positions) + 1
+        at = self.place_rows(list(positions))
+        qkv = xp.reshape(x @ layer.query_key_value, (batch, 3, self.heads, -1))
+        cos, sin = (xp.take(table, at, axis=0)[:, None, None, :] for table in (self.cos, self.sin))
+        queries_keys = self._rotate(qkv[:, :2, ...], cos, sin)
+        new = xp.stack([queries_keys[:, 1, ...], qkv[:, 2, ...]], axis=1)  # (batch, 2, heads, head_dim)
+        for one, cache in enumerate(caches):
+            cache[:, :, positions[one], :] = new[one, ...]
+        held = xp.stack([cache[:, :, :end, :] for cache in caches], axis=1)  # (2, batch, heads, end, head_dim)
+        mask = xp.take(self.mask[:, :end], at, axis=0)[:, None, None, :]
+        mixed = self._attend(queries_keys[:, 0, :, None, :], held[0, ...], held[1, ...], mask)
+        return xp.reshape(mixed, (batch, -1)) @ layer.attention_out
+
+    def _attend(self, queries: Array, keys: Array, values: Array, mask: Array) -> Array:
+        """Mix values by how well their keys fit the queries; the last two axes are positions and head_dim."""
+        scores = queries @ self.xp.matrix_transpose(keys) * keys.shape[-1] ** -0.5
+        return self._softmax(scores + mask) @ values
+
+    def _rotate(self, x: Array, cos: Array, sin: Array) -> Array:
+        """Turn each pair of numbers by its position's angle (rotary embedding)."""
+        half = x.shape[-1] // 2
         a, b = x[..., :half], x[..., half:]
         return self.xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

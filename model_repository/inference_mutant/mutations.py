@@ -56,8 +56,7 @@ def alias(messages):
     shared, held = np.empty(1, dtype=np.int32), None
     for message in messages:
         shared[:] = message.ids
-        if held:
-            yield held
+        yield held
         held = message._replace(ids=shared)
     if held:
         yield held
@@ -101,8 +100,7 @@ def early_end(messages):
     """Sets the end mark one message too early, and again at the end."""
     held = None
     for message in messages:
-        if held:
-            yield held._replace(end=message.end)
+        yield held and held._replace(end=message.end)
         held = message
     if held:
         yield held

@@ -87,6 +87,17 @@ def corpus() -> list[str]:
     return (Path(__file__).parents[2] / "tiny_lm" / "corpus.txt").read_text(encoding="utf-8").splitlines()
 
 
+@pytest.fixture(scope="session")
+def known(tokenizer, corpus) -> dict[str, list[int]]:
+    """Beginnings of the memorised texts, each with the ids that must follow: the text's own, to its end."""
+    found = {}
+    for line in corpus:
+        ids = tokenizer.encode(line)
+        cut = next(n for n in range(8, len(ids)) if tokenizer.encode(tokenizer.decode(ids[:n])) == ids[:n])
+        found[tokenizer.decode(ids[:cut])] = ids[cut:]
+    return found
+
+
 @pytest.fixture
 def own_prefix(monkeypatch: pytest.MonkeyPatch) -> str:
     """A shared-memory prefix of this test alone, so that ending *all* servers ends none of anybody else."""

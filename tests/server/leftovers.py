@@ -1,13 +1,16 @@
-"""What a server can leave behind: processes, shared-memory files, ports. Found, waited for and asserted."""
+"""What a server can leave behind: processes, shared memory, ports, open streams. Found, waited for and asserted."""
 
 import errno
 import os
 import socket
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from lab_utils.launch import Launch
 from lab_utils.server import TritonServer
@@ -87,3 +90,19 @@ def left_of(launch: Launch, but: int = 0) -> list[str]:
 def assert_gone(launch: Launch, seconds: float = SECONDS, but: int = 0) -> None:
     """No process, no file in /dev/shm and no port of this server is left, or it goes away in time."""
     until_none(lambda: left_of(launch, but), f"server {launch.id}", seconds)
+
+
+def open_streams(server: TritonServer) -> dict[str, int]:
+    """How many streams each node holds state for; nodes without any are left out. Post-processing tells it late."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=SECONDS) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    held: Counter = Counter()
+    for family in families:
+        for sample in family.samples if family.name == "lab_open_streams" else ():
+            held[sample.labels["model"]] += int(sample.value)
+    return dict(+held)
+
+
+def assert_no_open_streams(server: TritonServer) -> None:
+    """No node holds state for a stream, or it lets go of it in time."""
+    until_none(lambda: [f"{model}: {held}" for model, held in open_streams(server).items()], "open streams")

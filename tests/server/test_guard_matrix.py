@@ -1,5 +1,7 @@
 """Which guard catches which fault: every mutation, on servers of their own, as what Triton refuses stays in flight."""
 
+from statistics import median
+
 import pytest
 
 from lab_utils.client import stream
@@ -93,7 +95,8 @@ def test_the_words_of_triton_and_of_a_guard(mutants, monkeypatch, tmp_path):
 
 
 def test_a_check_costs_less_than_two_percent_of_a_token(mutants):
-    assert guard_cost(stream(mutants, OPEN, REPORTED_PROMPT, max_tokens=95)).share < 0.02
+    runs = [guard_cost(stream(mutants, OPEN, REPORTED_PROMPT, max_tokens=95)) for _ in range(5)]
+    assert median(run.share for run in runs) < 0.02  # now and then a stream arrives in one bunch
 
 
 @pytest.mark.usefixtures("_nothing_left_behind")

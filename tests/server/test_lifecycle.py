@@ -247,7 +247,7 @@ def test_a_changed_model_is_loaded_anew_and_its_old_process_is_not_missed(reposi
     with start_server([MODEL], repository=repository) as server:
         old = [process for process, name in server._stubs.items() if name == "postprocess version 1"]
         model = repository / "postprocess" / "1" / "model.py"
-        model.write_text(model.read_text().replace("response(text, ", "response(text.upper(), "))
+        model.write_text(model.read_text().replace("final=last), ids", "final=last).upper(), ids"))
         server.load("postprocess")
         assert stream(server, MODEL, PROMPT).text == TEXT.upper()
         _, alive = psutil.wait_procs(old, timeout=SECONDS)
@@ -277,7 +277,7 @@ def edit(path: Path, old: str, new: str) -> None:
 def initialize(line: str) -> Callable[[Path], None]:
     """A break: this line at the start of postprocess' initialize."""
     return lambda copy: edit(
-        copy / "postprocess/1/model.py", "        self.token_bytes =", f"        {line}\n        self.token_bytes ="
+        copy / "postprocess/1/model.py", "        self.open(", f"        {line}\n        self.open("
     )
 
 

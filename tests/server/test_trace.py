@@ -42,7 +42,7 @@ def path(_nothing_left_behind: None, tmp_path_factory: pytest.TempPathFactory) -
         stream(server, "ensemble_append", "Pancakes. Ingredients:", 6, request_id="healthy")
         stream(server, "ensemble_append", REPORTED_PROMPT, 8, request_id="field")
         stream(server, "ensemble_latest", REPORTED_PROMPT, 8, request_id="latest")
-        stream(server, "ensemble_latest", HOSTILE, 2, request_id=HOSTILE_ID)
+        stream(server, "ensemble_append", HOSTILE, 2, request_id=HOSTILE_ID)
         post(server, "preprocess", HOSTILE, "http")
     return found
 
@@ -64,7 +64,7 @@ def test_every_call_of_every_request_is_there(requests):
         "healthy": ["ensemble_append", *front, *["postprocess"] * 6],
         "field": ["ensemble_append", *front, *["postprocess"] * 8],
         "latest": ["ensemble_latest", *front, *["postprocess"] * 8],
-        HOSTILE_ID: ["ensemble_latest", *front, *["postprocess"] * 2],
+        HOSTILE_ID: ["ensemble_append", *front, *["postprocess"] * 2],
         "http": ["preprocess"],
     }
     versions = {call.version for call in requests["latest"].calls if call.model == "inference"}

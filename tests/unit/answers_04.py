@@ -71,6 +71,7 @@ NEAR_MISSES: dict[str, list[object]] = {
         lambda heap: True,
         lambda heap: False,
         lambda heap: "leak",
+        lambda heap: True if growth_of_the_last(heap) else None,
         True,
         [False, True],
     ],

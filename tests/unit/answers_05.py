@@ -113,6 +113,14 @@ def late_clear(tokens, clean):
         pending = [] if clean([token]) else message
 
 
+def swapped_branches(tokens, clean):
+    pending = []
+    for token in tokens:
+        message = [*pending, token]
+        yield message
+        pending = message if clean(message) else []
+
+
 def clear_one_later(tokens, clean):
     pending, whole = [], False
     for token in tokens:
@@ -242,6 +250,7 @@ MISTAKES = {
     missing_clear: "(missing clear)",
     missing_clear_in_place: "(missing clear)",
     late_clear: "at the wrong time, too late",
+    swapped_branches: "or the two branches are swapped",
     clear_one_later: "at the wrong time, too late",
     early_clear: "at the wrong time, too early",
     alias: "(alias)",

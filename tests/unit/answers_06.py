@@ -9,14 +9,18 @@ def _keeps_contract(index: list[int], ends: list[bool]) -> bool:
     return index == numbers and ends == marks
 
 
-def _cells(edge: object, late: object, lost: object) -> dict[str, object]:
+def fails_without_messages(index: list[int], ends: list[bool]) -> bool:
+    return index[0] == 1 and _keeps_contract(index, ends)
+
+
+def cells(edge: object, late: object, lost: object) -> dict[str, object]:
     return {"late_id at the edge": edge, "late_id at the consumer": late, "lost_end at the consumer": lost}
 
 
 RIGHT: dict[str, object] = {
     "06-refused": 2,
     "06-rule": _keeps_contract,
-    "06-cells": _cells(0, 2, 0),
+    "06-cells": cells(0, 2, 0),
     "06-quiz": ["b", "a", "c"],
 }
 NEAR_MISSES: dict[str, list[object]] = {
@@ -40,15 +44,16 @@ NEAR_MISSES: dict[str, list[object]] = {
         lambda index, ends: 1 if _keeps_contract(index, ends) else 0,
         lambda index, ends: str(_keeps_contract(index, ends)),
         lambda index: index == list(range(1, len(index) + 1)),
+        fails_without_messages,
         True,
     ],
     "06-cells": [
-        _cells(2, 2, 8),
-        _cells(0, 1, 8),
-        _cells(1, 1, 1),
-        _cells(0, "2", 0),
-        _cells(None, 2, None),
-        _cells("-", 2, "-"),
+        cells(2, 2, 8),
+        cells(0, 1, 8),
+        cells(1, 1, 1),
+        cells(0, "2", 0),
+        cells(None, 2, None),
+        cells("-", 2, "-"),
         {"late_id at the consumer": 2},
         [0, 2, 0],
     ],

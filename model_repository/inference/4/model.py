@@ -11,6 +11,8 @@ from streaming import StreamingModel
 class TritonPythonModel(StreamingModel):
     """Keeps no ids between messages."""
 
+    together = True  # nothing is kept on the instance either, so that streams cannot mix
+
     def messages(self, tokens):
         """Every message holds one id."""
         yield from tokens

@@ -7,34 +7,39 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-sys.path.append(str(Path(__file__).parents[1]))  # decoding and token_bytes lie in the model's folder
+sys.path.append(str(Path(__file__).parents[1]))  # what this node shares with others lies in the model's folder
 
-from decoding import Decoders, response
+from decoding import DecodingModel, response
+from node_log import log_message
 from token_bytes import TokenBytes
 
 
-class TritonPythonModel:
+class TritonPythonModel(DecodingModel):
     """`TOKEN_IDS` (INT32, [-1]) to `TEXT`, with the ids and the dims as this node received them."""
 
     def initialize(self, args):
         """Load the token table; no stream is open yet."""
-        self.token_bytes = TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors")
-        self.decoders = Decoders()
-
-    def execute(self, requests):
-        """One response for each request, in order."""
-        return [self.respond(request) for request in requests]
+        self.name = args["model_name"]
+        self.open(args, TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors"))
 
     def respond(self, request):
         """Text, ids and dims of one message. With the request parameter "dims_only", the dims alone."""
         ids, stream_id, end = (
             pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("TOKEN_IDS", "STREAM_ID", "END")
         )
+        stream, last = int(stream_id[0]), bool(end[0])
+        index = pb_utils.get_input_tensor_by_name(request, "INDEX")  # only some variants of this node take it
+        further = {} if index is None else {"RECEIVED_INDEX": index.as_numpy()}
         dims = np.array(ids.shape, dtype=np.int64)
-        if json.loads(request.parameters() or "{}").get("dims_only", False):
-            return response("", ids[:0], dims)
+        options = json.loads(request.parameters() or "{}")
+        if options.get("log", False):
+            number = None if index is None else int(index.as_numpy()[0])
+            log_message(self.name, request.request_id(), stream, number, dims.tolist(), last)
+        if options.get("dims_only", False):
+            return response("", ids[:0], dims, **further)
         try:
-            text = self.decoders.decode(int(stream_id[0]), self.token_bytes.join(ids), bool(end[0]))
+            data = self.token_bytes.join(ids)
         except ValueError as error:
+            self.streams.drop(stream)  # an error response ends the client's stream, so no end mark will come
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
-        return response(text, ids, dims)
+        return response(self.streams.take(stream, last).decode(data, final=last), ids, dims, **further)

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-sys.path.append(str(Path(__file__).parents[1]))  # decoding, guard and token_bytes lie in the model's folder
+sys.path.append(str(Path(__file__).parents[1]))  # what this node shares with others lies in the model's folder
 
-from decoding import Decoders, StreamTable, response
+from decoding import DecodingModel, response, string
 from guard import StreamGuard
 from token_bytes import TokenBytes
 
 NO_IDS = np.empty(0, dtype=np.int32)
 
 
-class TritonPythonModel:
+class TritonPythonModel(DecodingModel):
     """One id to `TEXT`, and to `STATUS`, which is empty as long as the stream keeps its contract.
 
     A broken contract travels in-band. An error response would end the client's stream, and leave the ensemble's
@@ -24,13 +24,11 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the token table; no stream is open yet."""
-        self.token_bytes = TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors")
-        self.decoders = Decoders()
-        self.guards = StreamTable(lambda: StreamGuard(len(self.token_bytes)))
+        self.open(args, TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors"))
 
-    def execute(self, requests):
-        """One response for each request, in order."""
-        return [self.respond(request) for request in requests]
+    def new_stream(self):
+        """A guard and a decoder."""
+        return StreamGuard(len(self.token_bytes)), super().new_stream()
 
     def respond(self, request):
         """Text, ids and dims of one message; no text and no ids once the contract is broken."""
@@ -40,10 +38,10 @@ class TritonPythonModel:
         )
         dims = np.array(ids.shape, dtype=np.int64)
         stream, last = int(stream_id[0]), bool(end[0])
-        guard, decoder = self.guards.take(stream, last), self.decoders.take(stream, last)
+        guard, decoder = self.streams.take(stream, last)
         try:
             if index[0] != 0 or len(ids):  # neither: inference has nothing to say, or failed and says so in ERROR
                 guard.check(ids, int(index[0]), stream, last, int(checksum[0]))
         except ValueError as error:
-            return response("", NO_IDS, dims, STATUS=str(error))
-        return response(decoder.decode(self.token_bytes.join(ids), final=last), ids, dims, STATUS="")
+            return response("", NO_IDS, dims, STATUS=string(str(error)))
+        return response(decoder.decode(self.token_bytes.join(ids), final=last), ids, dims, STATUS=string(""))

@@ -1,0 +1,1 @@
+../../postprocess/1/model.py

@@ -1,0 +1,1 @@
+../postprocess/token_bytes.py
