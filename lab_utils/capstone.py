@@ -158,6 +158,8 @@ class Case:
             )
         if self.report.opened:
             return f"the node is open, opened by: {self.report.opened}. The diagnosis that counts is handed in already"
+        if (node, law) in self.report.claims:
+            return "not counted: you have handed in this one already"
         right = (node, law) == (self._drawn.node, self._drawn.law)
         claims = (*self.report.claims, (node, law))
         opened = "diagnosis" if right else "three tries" if len(claims) == TRIES else ""

@@ -52,22 +52,28 @@ def _of(pick: Callable[[StreamResult], object], *which: int) -> Callable[[Eviden
 def _foreign(evidence: Evidence) -> str:
     pairs = [*zip(PROBES, evidence.alone, strict=True), *zip(TOGETHER, evidence.together, strict=True)]
     texts = [(prompt, answer.text) for (prompt, _), answer in pairs if isinstance(answer, StreamResult)]
-    count = sum(bool(set(text) - set(prompt)) for prompt, text in texts)
-    return f"{count} of {len(texts)} answers hold a character that is not in their own prompt"
+    sent = set("".join(prompt for (prompt, _), _ in pairs))
+    count = sum(bool(set(text) & (sent - set(prompt))) for prompt, text in texts)
+    return f"{count} of {len(texts)} answers hold a character of another prompt and not of their own"
 
 
 def _lost(evidence: Evidence) -> str:
     pairs = [pair for pair in zip(PROBES, evidence.alone, strict=True) if isinstance(pair[1], StreamResult)]
     return "; ".join(
-        f"{prompt!r} ends in {prompt[:most][-2:]!r}, its text in {answer.text[-2:]!r}"
-        for (prompt, most), answer in pairs
+        f"{prompt!r}: its ids end in {_said(answer)[-2:]!r}, its text in {answer.text[-2:]!r}"
+        for (prompt, _), answer in pairs
     )
+
+
+def _said(answer: StreamResult) -> str:
+    """What the ids that reached the client say."""
+    return bytes(id_ for ids in answer.ids for id_ in ids if 0 <= id_ < 256).decode("utf-8", "replace")
 
 
 def _errors(evidence: Evidence) -> str:
     answers = [*evidence.alone, *evidence.together]
-    broken = sum(not isinstance(answer, StreamResult) for answer in answers)
-    return f"{broken} of {len(answers)} streams broke off"
+    refused = sum("data-type" in str(answer) for answer in answers if not isinstance(answer, StreamResult))
+    return f"{refused} of {len(answers)} streams were refused for a type"
 
 
 LAWS = {
@@ -88,7 +94,7 @@ LAWS = {
     ),
     "leak": Law(
         "what belongs to one stream turns up in another, or disturbs it",
-        "characters in an answer that its prompt does not have",
+        "characters of another prompt in an answer",
         _foreign,
     ),
     "lost_end": Law(

@@ -31,7 +31,8 @@ WORDS = {
     "alone": "Each message is decoded by itself, so a character in pieces is never whole. Keep a decoder from message "
     "to message",
     "shared": "It depends on what another stream had sent: one decoder serves them all. Keep one for each stream id",
-    "late": "The text comes only with the end mark. A stream does not wait: return what can be decoded now",
+    "late": "Something in it is whole, and did not come. Return what can be decoded now and keep only the rest: do not "
+    "wait for the end mark, nor until all bytes are whole",
     "final": "The stream ends within a character, and the reader has to see that something is missing: tell the "
     "decoder about the end with final=..., and make it with errors='replace'",
     "lost": "A piece that an earlier message of this stream had brought is gone",
@@ -83,7 +84,11 @@ def _run(answer: Decode, decoders: dict) -> str:
     opened: set[int] = set()
     given: list[str] = []
     for number, (stream_id, data, end) in enumerate(STREAMS, 1):
-        got = answer(decoders, stream_id, data, end)
+        where = f"message {number}, of stream {stream_id}: {data!r}{' with the end mark' if end else ''}"
+        try:
+            got = answer(decoders, stream_id, data, end)
+        except UnicodeDecodeError as error:
+            return f"{where} raised {error}. {WORDS['final']}"
         if got is ... or got is None:
             return NOT_ANSWERED if got is ... else NO_RETURN
         if not isinstance(got, str):
@@ -91,7 +96,6 @@ def _run(answer: Decode, decoders: dict) -> str:
         expected = decode(expected_decoders, stream_id, data, end)
         given.append(got)
         opened = opened - {stream_id} if end else opened | {stream_id}
-        where = f"message {number}, of stream {stream_id}: {data!r}{' with the end mark' if end else ''}"
         if got != expected:
             return f"{where} gave {got!r}; expected {expected!r}. {WORDS[_mistake(given)]}"
         if len(decoders) > len(opened):

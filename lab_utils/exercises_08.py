@@ -17,6 +17,7 @@ SERIES = [
     ([1, 2, 2, 4, 8, 16], 6, "a pause in the growth: the row begins anew"),
     ([1, 2, 4, 3, 6, 12, 24], 7, "a message that is shorter: the row begins anew"),
     ([7], 0, "a single message"),
+    ([4, 8, 16, 1], 0, "two steps, and then a short message: the first message has none before it"),
     ([], 0, "a stream without any message"),
 ]
 """Lengths, the message at which the rule fires (0: never), and what the lengths show."""

@@ -89,13 +89,13 @@ class TritonServer:
         raise ServerStartError(f"tritonserver found its ports taken {PORT_TRIES} times in a row; start it again")
 
     def _launch_once(self) -> None:
-        began = time.monotonic()
         try:
             with uninterrupted():
                 self._supervisor = start_supervised(self._launch)
                 # Popen keeps itself, and so its pipe, alive while its process runs: the server must end with this
                 # object.
                 weakref.finalize(self, _close, self._supervisor.stdin)
+            began = time.monotonic()
             self._wait_until_ready(began + START_SECONDS)
             ports = self._launch.ports
             self.grpc_url, self.http_url, self.metrics_url = (

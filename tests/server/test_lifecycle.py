@@ -283,7 +283,7 @@ def initialize(line: str) -> Callable[[Path], None]:
 
 BREAKS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "syntax error": (
-        lambda copy: edit(copy / "postprocess/1/model.py", "class TritonPythonModel:", "class TritonPythonModel("),
+        lambda copy: edit(copy / "postprocess/1/model.py", "class TritonPythonModel(", "class TritonPythonModel(("),
         "postprocess",
         "SyntaxError",
     ),

@@ -38,10 +38,10 @@ def path(_nothing_left_behind: None, tmp_path_factory: pytest.TempPathFactory) -
     """A trace of both ensembles and of one model called over HTTP, in one file."""
     found = tmp_path_factory.mktemp("trace") / "trace.json"
     flags = trace.server_flags(found, log_frequency=0)
-    with start_server(["ensemble_append", "ensemble_latest"], flags=flags) as server:
+    with start_server(["ensemble_append", "ensemble_replace"], flags=flags) as server:
         stream(server, "ensemble_append", "Pancakes. Ingredients:", 6, request_id="healthy")
         stream(server, "ensemble_append", REPORTED_PROMPT, 8, request_id="field")
-        stream(server, "ensemble_latest", REPORTED_PROMPT, 8, request_id="latest")
+        stream(server, "ensemble_replace", REPORTED_PROMPT, 8, request_id="replace")
         stream(server, "ensemble_append", HOSTILE, 2, request_id=HOSTILE_ID)
         post(server, "preprocess", HOSTILE, "http")
     return found
@@ -63,12 +63,12 @@ def test_every_call_of_every_request_is_there(requests):
     assert calls == {
         "healthy": ["ensemble_append", *front, *["postprocess"] * 6],
         "field": ["ensemble_append", *front, *["postprocess"] * 8],
-        "latest": ["ensemble_latest", *front, *["postprocess"] * 8],
+        "replace": ["ensemble_replace", *front, *["postprocess"] * 8],
         HOSTILE_ID: ["ensemble_append", *front, *["postprocess"] * 2],
         "http": ["preprocess"],
     }
-    versions = {call.version for call in requests["latest"].calls if call.model == "inference"}
-    assert versions == {4}
+    versions = {call.version for call in requests["replace"].calls if call.model == "inference"}
+    assert versions == {3}
 
 
 def test_producer_and_consumer_stand_side_by_side(requests):
@@ -82,7 +82,7 @@ def test_producer_and_consumer_stand_side_by_side(requests):
 
 
 def test_values_and_configs_tell_the_same_wiring(requests):
-    for name in ("field", "latest"):
+    for name in ("field", "replace"):
         by_values = {(p.producer, p.output, p.consumer, p.input) for p in pairs(requests[name])}
         by_config = {(p.producer, p.output, p.consumer, p.input) for p in pairs(requests[name], MODEL_REPOSITORY)}
         assert by_values == by_config
@@ -97,7 +97,7 @@ def test_the_verdict_names_inference_and_says_that_it_is_only_sometimes(requests
     assert "it grows in 1 of the 2 requests with more than one message" in verdict.evidence
 
 
-@pytest.mark.parametrize("name", ["healthy", "latest"])
+@pytest.mark.parametrize("name", ["healthy", "replace"])
 def test_a_healthy_request_has_no_verdict(requests, name):
     assert judge(tracks([requests[name]])).node is None
 

@@ -262,9 +262,10 @@ def graph(repository: Path, ensemble: str = "chain") -> Graph:
 
 def test_the_labs_own_repository():
     repository = read_repository(MODEL_REPOSITORY)
-    assert repository.ensembles == sorted([*RUNGS, *VARIANTS])
-    models = [PRE, INF, MUTANT, POST, f"{POST}_strict", f"{POST}_guarded"]
-    assert sorted(repository.models) == sorted([*RUNGS, *VARIANTS, *models])
+    ensembles = [*RUNGS, *VARIANTS, "ensemble_parallel", "ensemble_ordered"]
+    assert repository.ensembles == sorted(ensembles)
+    consumers = [POST, *(f"{POST}_{variant}" for variant in ("strict", "guarded", "parallel", "ordered"))]
+    assert sorted(repository.models) == sorted([*ensembles, PRE, INF, MUTANT, *consumers])
     assert [(model.backend, model.served) for name, model in repository.models.items() if name == INF] == [
         ("python", (4, 3, 2, 1))
     ]
