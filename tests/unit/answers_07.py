@@ -133,9 +133,9 @@ MISTAKES = {
     frees_everything: "is gone",
     always_final: "decoded by itself",
     drops_what_is_broken: "errors='replace'",
-    all_at_the_end: "A stream does not wait",
+    all_at_the_end: "do not wait for the end mark",
     whole_text_so_far: "decoded by itself",
-    strict: "UnicodeDecodeError",
+    strict: "errors='replace'",
     state_elsewhere: "keep all state in `decoders`",
     bytes_back: "it has to return text",
 }
