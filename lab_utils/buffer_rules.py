@@ -4,13 +4,13 @@ A rule is a generator function of two arguments: the token ids of a stream, one 
 says whether ids are whole characters. It yields one message for each token, a list or array of ids.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
 from lab_utils.exercise_kinds import NO_RETURN, NOT_ANSWERED, plain
+from lab_utils.model_files import load_model_file
 from lab_utils.server import MODEL_REPOSITORY
 
 Clean = Callable[[Iterable[int]], bool]
@@ -79,11 +79,8 @@ class Sent:
 @cache
 def token_bytes() -> object:
     """The table of token bytes that the models use, from the model repository."""
-    path = MODEL_REPOSITORY / "inference" / "token_bytes.py"
-    spec = importlib.util.spec_from_file_location("token_bytes", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.TokenBytes.load(path.with_suffix(".safetensors"))
+    table = load_model_file("inference", "token_bytes").TokenBytes
+    return table.load(MODEL_REPOSITORY / "inference" / "token_bytes.safetensors")
 
 
 def replace(tokens: Iterable[int], clean: Clean) -> Iterator[list[int]]:

@@ -82,6 +82,15 @@ class StreamResult:
         """The texts of all messages, joined."""
         return "".join(observation.text for observation in self.observations)
 
+    @property
+    def token_seconds(self) -> float | None:
+        """Mean time from one message to the next, in seconds, as it was seen here; None for a single message.
+
+        The mean, because messages may arrive in bunches: the median of the gaps would then be far too small.
+        """
+        seconds = [observation.seconds for observation in self.observations]
+        return (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else None
+
 
 @dataclass(frozen=True)
 class Window:

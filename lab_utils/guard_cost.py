@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab_utils.client import StreamResult
-from lab_utils.guard_matrix import load_model_file
+from lab_utils.model_files import load_model_file
 
 VOCABULARY = 151_643
 MESSAGES, REPEATS = 200, 50  # short rounds: some of them run undisturbed, however busy the machine is
@@ -44,14 +44,10 @@ def guard_cost(result: StreamResult) -> GuardCost:
 
 
 def token_seconds(result: StreamResult) -> float:
-    """Mean time from one message of a stream to the next, in seconds, as the client sees it.
-
-    The mean, because messages may arrive in bunches: the median of the gaps would then be far too small.
-    """
-    seconds = [seen.seconds for seen in result.observations]
-    if len(seconds) < 3:
-        raise ValueError(f"the stream has {len(seconds)} messages; expected at least 3 to time the steps")
-    return (seconds[-1] - seconds[0]) / (len(seconds) - 1)
+    """`StreamResult.token_seconds` of a stream that is long enough to be timed."""
+    if len(result.observations) < 3:
+        raise ValueError(f"the stream has {len(result.observations)} messages; expected at least 3 to time the steps")
+    return result.token_seconds
 
 
 def check_seconds() -> float:

@@ -4,12 +4,10 @@ No cell is written down by hand. Each fault runs five times: in the producing no
 in three ensembles, one of them twice, which tells what each guard makes of it.
 """
 
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from types import ModuleType
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,8 +20,9 @@ from lab_utils.attribution import Message
 from lab_utils.client import FAILURES, StreamError, StreamResult, infer, iter_outputs, stream
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.labbook import experiment
+from lab_utils.model_files import load_model_file
 from lab_utils.plots import NotebookFigure, table
-from lab_utils.server import MODEL_REPOSITORY, TritonServer
+from lab_utils.server import TritonServer
 from lab_utils.verdict import Track, judge
 
 PRODUCER = "inference_mutant"
@@ -98,20 +97,6 @@ def faults() -> dict[str, str]:
     """The faults that `inference_mutant` can make: name, and what it does in one line."""
     module = load_model_file("inference_mutant", "mutations")
     return {name: fault.__doc__.strip() for name, fault in {**module.BUFFER, **module.MESSAGES}.items()}
-
-
-def load_model_file(model: str, name: str) -> ModuleType:
-    """Load a file of a model as a module, without Triton: models import nothing of the lab, but the lab may read them.
-
-    Parameters
-    ----------
-    model, name : str
-        Folder in the model repository, and the file in it without ".py".
-    """
-    spec = importlib.util.spec_from_file_location(f"{model}_{name}", MODEL_REPOSITORY / model / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def guard_matrix(

@@ -295,10 +295,8 @@ class Recorder:
         heap = [one.heap for one in observations]
         if heap and None not in heap:
             self.series(HEAP, heap, unit="bytes")
-        if len(observations) > 1:
-            # The mean, because messages may arrive in bunches: the median of the gaps would then be far too small.
-            span = observations[-1].seconds - observations[0].seconds
-            self.number(TIME_PER_TOKEN, span / (len(observations) - 1), "s")
+        if result.token_seconds is not None:
+            self.number(TIME_PER_TOKEN, result.token_seconds, "s")
         if result.text:
             self.note(TEXT_NOTE + cut(result.text, NOTED_TEXT))
 

@@ -1,6 +1,6 @@
 """Two experiments of the lab book side by side: before against after."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 
@@ -110,14 +110,26 @@ def before_after(experiments: Sequence[Experiment]) -> list[Comparison]:
     experiments : sequence of Experiment
         From `lab_utils.labbook.Book.experiments`.
     """
+    measured = [one for one in experiments if (series := one.find(MEASURED)) and series.points]
+    return [compare_runs(*pair, MEASURED) for runs in by_ensemble(measured) for pair in pairwise(runs)]
+
+
+def by_ensemble(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
+    """Put together what differs in its ensemble alone; of each ensemble the newest run.
+
+    Groups, and the ensembles in them, follow each other as they were first run. Runs without an ensemble are left out.
+    """
     groups: dict[str, dict[str, Experiment]] = {}
     for one in experiments:
-        measured = one.find(MEASURED)
-        if "ensemble" in one.configuration and measured and measured.points:
-            rest = sorted((name, str(value)) for name, value in one.configuration.items() if name != "ensemble")
-            groups.setdefault(str(rest), {})[str(one.configuration["ensemble"])] = one
-    runs = [list(group.values()) for group in groups.values()]
-    return [compare_runs(*pair, MEASURED) for group in runs for pair in pairwise(group)]
+        if "ensemble" in one.configuration:
+            shared = repr(sorted(without_ensemble(one).items()))
+            groups.setdefault(shared, {})[str(one.configuration["ensemble"])] = one
+    return [list(group.values()) for group in groups.values()]
+
+
+def without_ensemble(one: Experiment) -> dict[str, object]:
+    """The configuration but for the ensemble."""
+    return {name: value for name, value in one.configuration.items() if name != "ensemble"}
 
 
 def _common_label(before: Experiment, after: Experiment) -> str:

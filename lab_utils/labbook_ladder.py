@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure
 
 from lab_utils.labbook import ARRIVED, HEAP, TEXT_NOTE, TIME_PER_TOKEN
+from lab_utils.labbook_compare import by_ensemble, without_ensemble
 from lab_utils.labbook_entries import MEASURED, Experiment, Series
 from lab_utils.labbook_text import cut, short_sizes, visible
 from lab_utils.plots import MARKERS, format_bytes, growth_figure, table
@@ -88,18 +89,9 @@ def ladders(experiments: Sequence[Experiment]) -> list[Ladder]:
     list of Ladder
         Those of two ensembles or more; the one with most ensembles first, of equal ones the newest.
     """
-    groups: dict[str, dict[str, Experiment]] = {}
-    for one in experiments:
-        if "ensemble" in one.configuration and _measured(one):
-            shared = repr(sorted(_shared(one).items()))
-            groups.setdefault(shared, {})[str(one.configuration["ensemble"])] = one
-    found = [list(group.values()) for group in groups.values() if len(group) > 1]
+    found = [runs for runs in by_ensemble(filter(_measured, experiments)) if len(runs) > 1]
     found.sort(key=lambda runs: (len(runs), max(run.id for run in runs)), reverse=True)
-    return [Ladder(_shared(runs[0]), tuple(map(_rung, runs))) for runs in found]
-
-
-def _shared(one: Experiment) -> dict[str, object]:
-    return {name: value for name, value in one.configuration.items() if name != "ensemble"}
+    return [Ladder(without_ensemble(runs[0]), tuple(map(_rung, runs))) for runs in found]
 
 
 def _measured(one: Experiment) -> Series | None:

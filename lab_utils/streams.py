@@ -1,6 +1,5 @@
 """Many streams at once: whose message arrives when, what a server holds for them, and what waits for a slow client."""
 
-import http.client
 import threading
 import time
 from collections import Counter
@@ -18,12 +17,12 @@ from lab_utils.client import Observation, StreamError, StreamResult, Window, ite
 from lab_utils.errors import ServerDiedError, ServerError
 from lab_utils.memory import snapshot
 from lab_utils.server import TritonServer
+from lab_utils.watch_compare import metrics_page
 from lab_utils.watch_server import GrpcEndpoint, metrics_samples
 
 GAUGE = "lab_open_streams"
 LOOK_SECONDS = 0.02
 PAUSE_SECONDS = 0.05
-ANSWER_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 
 START = Window(4)  # what a stream may send before all of them have begun
@@ -182,7 +181,7 @@ def open_streams(server: TritonServer) -> dict[str, int]:
         The server's metrics cannot be read.
     """
     held: Counter[str] = Counter()
-    for family in text_string_to_metric_families(_metrics_page(server)):
+    for family in text_string_to_metric_families(metrics_page(server)):
         for sample in family.samples if family.name == GAUGE else ():
             held[f"{sample.labels['model']} version {sample.labels['version']}"] += int(sample.value)
     return dict(sorted(held.items()))
@@ -296,14 +295,6 @@ class HeldStreams:
         with closing(iter_stream(self._server, window=self._window, **self._request)) as messages:
             next(messages, None)
             self._release.wait()
-
-
-def _metrics_page(server: TritonServer) -> str:
-    if not server.metrics_url:
-        raise ServerError("the metrics of this server cannot be read from here: it is stopped, or run by somebody else")
-    with closing(http.client.HTTPConnection(server.metrics_url, timeout=ANSWER_SECONDS)) as connection:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode("utf-8", "replace")
 
 
 # --- what waits -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,14 +17,14 @@ from dataclasses import asdict
 from google.protobuf import json_format
 from prometheus_client.parser import text_string_to_metric_families
 
-from lab_utils import node_logs, trace
+from lab_utils import node_logs, trace, watch_server
 from lab_utils.client import StreamResult
+from lab_utils.errors import ServerError
 from lab_utils.plots import table
 from lab_utils.server import TritonServer
 from lab_utils.watch import watch
 from lab_utils.watch_costs import tracing
 
-SECONDS = 5.0  # for one answer
 READ_FROM = {
     "statistics": "the network",
     "metrics": "the network",
@@ -74,10 +73,16 @@ def side_by_side(server: TritonServer, trace_file: str, request_id: str) -> Iter
 
 
 def metrics_page(server: TritonServer) -> str:
-    """The page that Prometheus would read from the server's metrics port."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: a server on this machine is meant
-    with opener.open(f"http://{server.metrics_url}/metrics", timeout=SECONDS) as answer:
-        return answer.read().decode("utf-8")
+    """The page that Prometheus would read from the server's metrics port.
+
+    Raises
+    ------
+    lab_utils.errors.ServerError
+        It cannot be read.
+    """
+    if not server.metrics_url:
+        raise ServerError("the metrics of this server cannot be read from here: it is stopped, or run by somebody else")
+    return watch_server.metrics_page(server.metrics_url)
 
 
 def facts(rows: Sequence[Row], result: StreamResult, request_id: str) -> dict[str, bool]:

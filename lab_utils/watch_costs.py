@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab_utils import trace
 from lab_utils.client import stream
+from lab_utils.log_lease import LogLease
 from lab_utils.server import TritonServer
+from lab_utils.watch_server import GrpcEndpoint
 
 ENSEMBLE = "ensemble_latest"
 
@@ -24,13 +26,13 @@ class Cost:
 
 @contextmanager
 def verbose_log(server: TritonServer) -> Iterator[None]:
-    """Switch the verbose log on for the length of a block, and then off."""
-    with server.client() as client:
-        client.update_log_settings({"log_verbose_level": 1})
+    """Switch the verbose log on for the length of a block, and then back to what it was."""
+    with closing(GrpcEndpoint(server.grpc_url)) as endpoint:
+        lease = LogLease(endpoint)
         try:
             yield
         finally:
-            client.update_log_settings({"log_verbose_level": 0})
+            lease.release()
 
 
 @contextmanager

@@ -164,6 +164,24 @@ class HttpEndpoint:
         """Nothing to close."""
 
 
+def metrics_page(url: str) -> str:
+    """The page of metrics, as Prometheus reads it from the metrics port.
+
+    Raises
+    ------
+    SilentServerError
+        Nothing answers there.
+    ServerError
+        The answer is an error.
+    """
+    try:
+        return _read(f"http://{url}/metrics").decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        raise ServerError(f"{url}/metrics answers {error.code}: is this the metrics port?") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise SilentServerError(f"no metrics at {url}: {error}") from None
+
+
 def metrics_samples(url: str) -> list[Sample]:
     """Backlog of each model and memory counters, from the metrics port.
 
@@ -175,12 +193,7 @@ def metrics_samples(url: str) -> list[Sample]:
         What answers is not a page of metrics.
     """
     try:
-        page = _read(f"http://{url}/metrics").decode("utf-8", "replace")
-        families = list(text_string_to_metric_families(page))
-    except urllib.error.HTTPError as error:
-        raise ServerError(f"{url}/metrics answers {error.code}: is this the metrics port?") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise SilentServerError(f"no metrics at {url}: {error}") from None
+        families = list(text_string_to_metric_families(metrics_page(url)))
     except ValueError:
         raise ServerError(
             f"the page at {url}/metrics is not in Prometheus' format: is this the metrics port?"

@@ -215,7 +215,7 @@ class StreamingModel:
     """A decoupled model that sends one message for each token. A version says what a message holds: `messages`.
 
     With `together`, requests are decoded together: `execute` returns at once, and the messages follow. Triton takes the
-    request for done then, so its trace does not show what is sent afterwards. Otherwise a request is answered before
+    request for done then, so its trace may lack what is sent afterwards. Otherwise a request is answered before
     the next one is looked at. One with a window never holds up the others: it may wait for its client for long.
     """
 

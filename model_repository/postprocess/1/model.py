@@ -11,16 +11,10 @@ sys.path.append(str(Path(__file__).parents[1]))  # what this node shares with ot
 
 from decoding import DecodingModel, response
 from node_log import log_message
-from token_bytes import TokenBytes
 
 
 class TritonPythonModel(DecodingModel):
     """`TOKEN_IDS` (INT32, [-1]) to `TEXT`, with the ids and the dims as this node received them."""
-
-    def initialize(self, args):
-        """Load the token table; no stream is open yet."""
-        self.name = args["model_name"]
-        self.open(args, TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors"))
 
     def respond(self, request):
         """Text, ids and dims of one message. With the request parameter "dims_only", the dims alone."""

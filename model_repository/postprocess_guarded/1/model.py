@@ -10,7 +10,6 @@ sys.path.append(str(Path(__file__).parents[1]))  # what this node shares with ot
 
 from decoding import DecodingModel, response, string
 from guard import StreamGuard
-from token_bytes import TokenBytes
 
 NO_IDS = np.empty(0, dtype=np.int32)
 
@@ -21,10 +20,6 @@ class TritonPythonModel(DecodingModel):
     A broken contract travels in-band. An error response would end the client's stream, and leave the ensemble's
     request in flight for good.
     """
-
-    def initialize(self, args):
-        """Load the token table; no stream is open yet."""
-        self.open(args, TokenBytes.load(Path(args["model_repository"]) / "token_bytes.safetensors"))
 
     def new_stream(self):
         """A guard and a decoder."""
