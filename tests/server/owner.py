@@ -5,6 +5,7 @@ Usage: ``python owner.py``, or ``python owner.py fork``: then it forks a child t
 
 import contextlib
 import os
+import signal
 import sys
 import time
 
@@ -51,4 +52,5 @@ def obey(server: lab.TritonServer, command: str) -> None:
         say("stopped")
 
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's setting would be inherited
 main(fork="fork" in sys.argv)
