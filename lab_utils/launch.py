@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from lab_utils import supervisor
-from lab_utils.device import has_gpu
+from lab_utils.device import gpu_count, has_gpu
 from lab_utils.errors import ServerStartError
 from lab_utils.sources import Source
 
@@ -26,6 +26,10 @@ STATE = platformdirs.user_state_path("triton-ensemble-lab")
 SHM_PREFIX = f"triton_lab_{os.getuid()}_"
 EXIT_SECONDS = 5  # with less, shared-memory files stayed behind
 KEEP_LOGS_SECONDS = 24 * 3600
+# Triton takes this much of a card at its start and never more; tensors that do not fit go to host memory, with one
+# warning in the log. It is Triton's own default, said here so that what eight learners need on one card is known.
+CUDA_POOL_BYTES = 64 * 2**20
+DOCKER_BACKENDS = "/opt/tritonserver/backends"
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,19 @@ class Ports:
 
 @dataclass(frozen=True)
 class Launch:
-    """What one start of a server needs: where it comes from, what it serves, its name, ports and folder."""
+    """What one start of a server needs: where it comes from, what it serves, its name, ports and folder.
+
+    `backends` are the folders of further backends, each with its own name, as `extra_backends` finds them.
+    """
 
     source: Source
-    repository: Path
+    repositories: Sequence[Path]
     models: Sequence[str]
     id: str
     ports: Ports
     folder: Path
     flags: Sequence[str] = ()
+    backends: Sequence[Path] = ()
 
     @property
     def shm_prefix(self) -> str:
@@ -82,8 +90,8 @@ def _bound_socket() -> socket.socket:
     return bound
 
 
-def server_flags(launch: Launch, repository: str, backends: str) -> list[str]:
-    """Flags of the server; the two paths are as the server sees them.
+def server_flags(launch: Launch, repositories: Sequence[str], backends: str) -> list[str]:
+    """Flags of the server; the paths are as the server sees them.
 
     Loopback only, models only as named, no auto-completion of configs (it starts every stub twice), and no memory pools
     that a lab does not need.
@@ -91,7 +99,7 @@ def server_flags(launch: Launch, repository: str, backends: str) -> list[str]:
     ports = launch.ports
     return [
         f"--id={launch.id}",
-        f"--model-repository={repository}",
+        *(f"--model-repository={repository}" for repository in repositories),
         f"--backend-directory={backends}",
         "--disable-auto-complete-config",
         "--model-control-mode=explicit",
@@ -102,6 +110,7 @@ def server_flags(launch: Launch, repository: str, backends: str) -> list[str]:
         "--metrics-interval-ms=100",
         "--http-thread-count=2",
         "--pinned-memory-pool-byte-size=0",
+        *(f"--cuda-memory-pool-byte-size={gpu}:{CUDA_POOL_BYTES}" for gpu in range(gpu_count())),
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={launch.shm_prefix}",
         *launch.flags,
@@ -112,22 +121,34 @@ def server_command(launch: Launch) -> list[str]:
     """The whole command line, as an argument list."""
     if launch.source.kind == "docker":
         return docker_command(launch)
-    backends = _linked_backends(launch) if launch.source.stub else launch.source.backends
-    return [launch.source.binary, *server_flags(launch, str(_without_space(launch)), str(backends))]
+    linked = launch.source.stub or launch.backends
+    backends = _linked_backends(launch) if linked else launch.source.backends
+    return [launch.source.binary, *server_flags(launch, _without_space(launch), str(backends))]
 
 
 def docker_command(launch: Launch) -> list[str]:
     """Run the image on the host's network, so that loopback is the host's loopback."""
     gpus = ["--gpus", "all"] if has_gpu() else []
+    models = [f"/{_folder_name(number)}" for number in range(len(launch.repositories))]
+    mounted = dict(zip(models, launch.repositories, strict=True))
+    mounted |= {f"{DOCKER_BACKENDS}/{backend.name}": backend for backend in launch.backends}
+    volumes = [part for target, place in mounted.items() for part in ("--volume", f"{place}:{target}:ro")]
     return [
         *(launch.source.binary, "run", "--rm", "--name", launch.id, "--network", "host", "--shm-size", "6g", *gpus),
-        *("--volume", f"{launch.repository}:/models:ro", docker_image(launch), "tritonserver"),
-        *server_flags(launch, "/models", "/opt/tritonserver/backends"),
+        *(*volumes, docker_image(launch), "tritonserver"),
+        *server_flags(launch, models, DOCKER_BACKENDS),
     ]
+
+
+def _folder_name(number: int) -> str:
+    """What the repository of this number is called where it gets a new path: models, models_2 and so on."""
+    return f"models_{number + 1}" if number else "models"
 
 
 def docker_image(launch: Launch) -> str:
     """The stock image with the models' Python packages added, built where it is not there yet.
+
+    Where no repository names any packages, it is the stock image itself.
 
     Raises
     ------
@@ -135,10 +156,11 @@ def docker_image(launch: Launch) -> str:
         The image could not be built; the message holds the end of Docker's output.
     """
     docker, tag = launch.source.binary, f"triton-ensemble-lab:{launch.source.place.rpartition(':')[2]}"
+    packages = _packages(launch.repositories)
+    if not packages:
+        return launch.source.place
     if subprocess.run([docker, "image", "inspect", tag], capture_output=True, check=False).returncode == 0:
         return tag
-    requirements = (launch.repository / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    packages = [line for line in requirements if line and not line.startswith("#")]
     install = json.dumps(["python3", "-m", "pip", "install", "--no-cache-dir", *packages])
     recipe = f"FROM {launch.source.place}\nRUN {install}\n"
     built = subprocess.run(
@@ -149,22 +171,86 @@ def docker_image(launch: Launch) -> str:
     return tag
 
 
-def _without_space(launch: Launch) -> Path:
-    """The model repository, or a link to it where its path holds white space: the stub's arguments break there."""
-    if not re.search(r"\s", str(launch.repository)):
-        return launch.repository
-    link = launch.folder / "models"
-    link.symlink_to(launch.repository)
-    return link
+def _packages(repositories: Sequence[Path]) -> list[str]:
+    """The Python packages that the repositories name in their `requirements.txt`, those that have one."""
+    files = [file for repository in repositories if (file := repository / "requirements.txt").exists()]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+def _without_space(launch: Launch) -> list[str]:
+    """The model repositories; a link to each whose path holds white space: the stub's arguments break there."""
+    paths = list(launch.repositories)
+    for number, repository in enumerate(paths):
+        if re.search(r"\s", str(repository)):
+            paths[number] = launch.folder / _folder_name(number)
+            paths[number].symlink_to(repository)
+    return [str(path) for path in paths]
+
+
+def extra_backends(folders: Sequence[str | Path], source: Source) -> list[Path]:
+    """The backends in these folders: every `<name>/` that holds a `libtriton_<name>.so`.
+
+    Parameters
+    ----------
+    folders : sequence of paths
+        Each holds one backend or more, as Triton's own backends folder does.
+    source : Source
+        The server that shall find them beside its own backends.
+
+    Raises
+    ------
+    ServerStartError
+        A folder holds no backend, or two backends have the same name.
+    """
+    taken = {backend.name: backend for backend in _own_backends(source)}
+    found = []
+    for folder in folders:
+        backends = _backends_in(folder)
+        if not backends:
+            raise ServerStartError(
+                f"no backend in {folder}: expected <name>/libtriton_<name>.so there; build the backend first"
+            )
+        for backend in backends:
+            if backend.name in taken:
+                raise ServerStartError(
+                    f"two backends are named {backend.name!r}: {taken[backend.name]} and {backend}; leave one out"
+                )
+            taken[backend.name] = backend
+        found += backends
+    return found
+
+
+def _backends_in(folder: str | Path) -> list[Path]:
+    libraries = Path(folder).resolve().glob("*/libtriton_*.so")
+    return sorted(library.parent for library in libraries if library.stem == f"libtriton_{library.parent.name}")
+
+
+def _own_backends(source: Source) -> list[Path]:
+    """The backend folders of the server itself; of those in an image only the one that the lab needs is known here."""
+    if not source.backends:
+        return [Path(DOCKER_BACKENDS, "python")]
+    return [folder for folder in Path(source.backends).iterdir() if folder.is_dir()]
 
 
 def _linked_backends(launch: Launch) -> Path:
-    """A backend folder of links: the wheel's Python backend, and beside it the stub of this Python."""
-    folder = launch.folder / "backends" / "python"
-    folder.mkdir(parents=True)
-    for file in [*Path(launch.source.backends, "python").iterdir(), Path(launch.source.stub)]:
-        (folder / file.name).symlink_to(file)
-    return folder.parent
+    """A backend folder of links: to the source's backends, to further ones, and to the stub of this Python."""
+    folder = launch.folder / "backends"
+    folder.mkdir()
+    for backend in [*_own_backends(launch.source), *launch.backends]:
+        (folder / backend.name).symlink_to(backend)
+    if launch.source.stub:
+        _add_stub(folder / "python", Path(launch.source.stub))
+    return folder
+
+
+def _add_stub(backend: Path, stub: Path) -> None:
+    """Put a folder of links in the place of the link to a backend, and the stub into it."""
+    files = list(backend.resolve().iterdir())
+    backend.unlink()
+    backend.mkdir()
+    for file in [*files, stub]:
+        (backend / file.name).symlink_to(file)
 
 
 def start_supervised(launch: Launch) -> subprocess.Popen:

@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 from lab_utils import server_log
 from lab_utils.device import Device, first_device
 from lab_utils.errors import ServerDiedError, ServerError, ServerStartError
-from lab_utils.launch import Launch, new_folder, reserved_ports, start_supervised
+from lab_utils.launch import Launch, Ports, extra_backends, new_folder, reserved_ports, start_supervised
 from lab_utils.sources import Source, find_source
 
 MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
@@ -56,10 +56,19 @@ class TritonServer:
         True for a server that somebody else runs: it is never stopped from here.
     """
 
-    def __init__(self, source: Source, repository: Path, models: Sequence[str], flags: Sequence[str], report: Report):
+    def __init__(
+        self,
+        source: Source,
+        repositories: Sequence[Path],
+        models: Sequence[str],
+        flags: Sequence[str],
+        report: Report,
+        backends: Sequence[Path] = (),
+    ):
         self.source, self.attached = source, source.kind == "attach"
         self.grpc_url, self.http_url, self.metrics_url = source.grpc_url, "", ""
-        self._repository, self._models, self._flags, self._report = repository, tuple(models), tuple(flags), report
+        self._repositories, self._models, self._flags = tuple(repositories), tuple(models), tuple(flags)
+        self._backends, self._report = tuple(backends), report
         self._launch: Launch | None = None
         self._supervisor: subprocess.Popen | None = None
         self._process: psutil.Process | None = None
@@ -81,12 +90,15 @@ class TritonServer:
         self._report(f"starting tritonserver ({self.source.kind}) with {', '.join(self._models)}")
         for _ in range(PORT_TRIES):
             with contextlib.suppress(_PortTakenError), reserved_ports() as ports:
-                name = uuid.uuid4().hex[:12]
-                folder = new_folder(name)
-                self._launch = Launch(self.source, self._repository, self._models, name, ports, folder, self._flags)
+                self._launch = self._new_launch(ports)
                 self._launch_once()
                 return
         raise ServerStartError(f"tritonserver found its ports taken {PORT_TRIES} times in a row; start it again")
+
+    def _new_launch(self, ports: Ports) -> Launch:
+        name = uuid.uuid4().hex[:12]
+        what = self.source, self._repositories, self._models
+        return Launch(*what, name, ports, new_folder(name), self._flags, self._backends)
 
     def _launch_once(self) -> None:
         try:
@@ -196,13 +208,25 @@ class TritonServer:
         self._stubs = self._find_stubs()
 
     def unload(self, model: str) -> None:
-        """Unload a model, and wait until its processes have ended: the server itself answers before that."""
+        """Unload a model, and wait until it is gone: the server itself answers before that.
+
+        A model of the Python backend is gone when its processes have ended, any other when the server says so.
+        """
+        deadline = time.monotonic() + UNLOAD_SECONDS
         self._model_control("unload", model)
         ending = [process for process, name in self._stubs.items() if name.startswith(f"{model} version ")]
         _, left = psutil.wait_procs(ending, timeout=UNLOAD_SECONDS)
-        if left:
-            raise ServerError(f"model {model!r} was not unloaded within {UNLOAD_SECONDS:.0f} s: is a stream open?")
+        while left or self._is_unloading(model):
+            if left or time.monotonic() > deadline:
+                raise ServerError(f"model {model!r} was not unloaded within {UNLOAD_SECONDS:.0f} s: is a stream open?")
+            time.sleep(POLL_SECONDS)
         self._stubs = self._find_stubs()
+
+    def _is_unloading(self, model: str) -> bool:
+        try:
+            return any(each["name"] == model and each.get("state") == "UNLOADING" for each in self._index())
+        except InferenceServerException as error:
+            raise ServerError(f"the server stopped answering while it unloaded {model!r}: {error.message()}") from None
 
     def reload(self, model: str) -> None:
         """Unload a model and load it again: its processes start anew, with empty buffers."""
@@ -238,13 +262,16 @@ class TritonServer:
     @property
     def models(self) -> dict[str, list[int]]:
         """The models that are ready, each with its ready versions."""
-        with self.client() as client:
-            index = client.get_model_repository_index(as_json=True).get("models", [])
         ready: dict[str, list[int]] = {}
-        for model in index:
+        for model in self._index():
             if model.get("state") == "READY":
                 ready.setdefault(model["name"], []).append(int(model["version"]))
         return {name: sorted(ready[name]) for name in sorted(ready)}
+
+    def _index(self) -> list[dict]:
+        """Every version of every model that the server knows, with its name, version, state and reason."""
+        with self.client() as client:
+            return client.get_model_repository_index(as_json=True).get("models", [])
 
     @property
     def device(self) -> Device:
@@ -354,7 +381,8 @@ class TritonServer:
 def start_server(
     models: Sequence[str],
     *,
-    repository: str | Path = MODEL_REPOSITORY,
+    repository: str | Path | Sequence[str | Path] = MODEL_REPOSITORY,
+    backends: str | Path | Sequence[str | Path] = (),
     source: str | None = None,
     flags: Sequence[str] = (),
     report: Report | None = None,
@@ -365,8 +393,11 @@ def start_server(
     ----------
     models : sequence of str
         Models to load; an ensemble brings its composing models along.
-    repository : path
-        The model repository.
+    repository : path or sequence of paths
+        The model repository, or several: no model may be in two of them. An attached server has its own.
+    backends : path or sequence of paths
+        Folders that hold further backends, each as ``<name>/libtriton_<name>.so``; the server finds them beside its
+        own. An attached server has its own.
     source : str, optional
         "attach", "native", "wheel" or "docker"; by default the first of the first three that is there.
         See `lab_utils.sources`.
@@ -383,20 +414,27 @@ def start_server(
     Raises
     ------
     ServerStartError
-        The server did not become ready; the message names the model that failed and shows why.
+        A model, repository or backend is not there, or there are two of one name. Or the server did not become ready;
+        the message names the model that failed and shows why.
     lab_utils.sources.ServerNotFoundError
         There is no server to start.
     """
     if isinstance(models, str):
         models = [models]
-    repository = Path(repository).resolve()
-    server = TritonServer(find_source(source), repository, models, flags, report or _default_report())
-    if server.attached:
+    repositories = [Path(one).resolve() for one in _several(repository)]
+    found, report = find_source(source), report or _default_report()
+    if found.kind == "attach":
+        server = TritonServer(found, repositories, models, flags, report)
         _load_missing(server, models)
     else:
-        _check_models_exist(repository, models)
+        _check_models_exist(repositories, models)
+        server = TritonServer(found, repositories, models, flags, report, extra_backends(_several(backends), found))
         server._start()
     return server
+
+
+def _several(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, (str, Path)) else paths
 
 
 def _load_missing(server: TritonServer, models: Sequence[str]) -> None:
@@ -412,12 +450,21 @@ def _load_missing(server: TritonServer, models: Sequence[str]) -> None:
             ) from None
 
 
-def _check_models_exist(repository: Path, models: Sequence[str]) -> None:
-    present = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+def _check_models_exist(repositories: Sequence[Path], models: Sequence[str]) -> None:
+    present: dict[str, Path] = {}
+    for path in sorted(path.parent for repository in repositories for path in repository.glob("*/config.pbtxt")):
+        if path.name in present:
+            raise ServerStartError(
+                f"model {path.name!r} is in two repositories, {present[path.name].parent} and {path.parent}, and "
+                "Triton would load neither; leave one of them out",
+                [path.name],
+            )
+        present[path.name] = path
     missing = [model for model in models if model not in present]
     if missing or not models:
         wanted = f"no model named {', '.join(missing)}" if missing else "no model was asked for"
-        raise ServerStartError(f"{wanted}; {repository} has: {', '.join(present) or 'no models'}", missing)
+        places = f"{' and '.join(map(str, repositories))} {'has' if len(repositories) == 1 else 'have'}"
+        raise ServerStartError(f"{wanted}; {places}: {', '.join(sorted(present)) or 'no models'}", missing)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import http.server
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,16 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 from leftovers import SECONDS, assert_gone, command_lines, launch_of, port_is_free, triton_process, until_none
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from lab_utils import launch as launch_module
 from lab_utils import server as server_module
 from lab_utils.client import iter_stream, stream
+from lab_utils.custom_backend import compiler
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.launch import Launch, Ports, new_folder, reserved_ports
 from lab_utils.server import (
@@ -263,6 +269,194 @@ def test_a_refused_prompt_leaves_no_request_in_flight():
     supervisor = server._supervisor
     server.stop()
     assert supervisor.returncode == 0
+
+
+# --- several repositories, and a backend in C++ -----------------------------------------------------------------------
+
+# Its model answers 42. When it is unloaded it takes a second, and then makes a file; asked 13, it ends the server.
+ANSWERING = """
+#include <cstdint>
+#include <cstdlib>
+#include <fcntl.h>
+#include <unistd.h>
+extern "C" {
+void* TRITONBACKEND_ResponseNew(void** response, void* request);
+void* TRITONBACKEND_ResponseOutput(void*, void** output, const char*, int type, const int64_t* shape, uint32_t rank);
+void* TRITONBACKEND_OutputBuffer(void* output, void** buffer, uint64_t size, int* memory, int64_t* id);
+void* TRITONBACKEND_ResponseSend(void* response, uint32_t flags, void* error);
+void* TRITONBACKEND_RequestInputByIndex(void* request, uint32_t index, void** input);
+void* TRITONBACKEND_InputBuffer(void* input, uint32_t, const void** buffer, uint64_t* size, int* memory, int64_t* id);
+void* TRITONBACKEND_RequestRelease(void* request, uint32_t flags);
+
+void* TRITONBACKEND_ModelInstanceExecute(void*, void** requests, uint32_t count) {
+  for (void** request = requests; request < requests + count; ++request) {
+    const int64_t shape[] = {1};
+    void *input, *response, *output, *answer;
+    const void* question;
+    uint64_t size;
+    int64_t id = 0;
+    int memory = 0;
+    TRITONBACKEND_RequestInputByIndex(*request, 0, &input);
+    TRITONBACKEND_InputBuffer(input, 0, &question, &size, &memory, &id);
+    if (*static_cast<const int32_t*>(question) == 13) abort();
+    TRITONBACKEND_ResponseNew(&response, *request);
+    TRITONBACKEND_ResponseOutput(response, &output, "ANSWER", 8, shape, 1);
+    TRITONBACKEND_OutputBuffer(output, &answer, sizeof(int32_t), &memory, &id);
+    *static_cast<int32_t*>(answer) = 42;
+    TRITONBACKEND_ResponseSend(response, 1, nullptr);
+    TRITONBACKEND_RequestRelease(*request, 1);
+  }
+  return nullptr;
+}
+
+void* TRITONBACKEND_ModelFinalize(void*) {
+  sleep(1);
+  close(open(UNLOADED, O_CREAT | O_WRONLY, 0600));
+  return nullptr;
+}
+}
+"""
+CONFIG = """
+backend: "answering"
+max_batch_size: 0
+input [ { name: "QUESTION" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "ANSWER" data_type: TYPE_INT32 dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU } ]
+"""
+
+
+@dataclass(frozen=True)
+class Native:
+    """A repository of the model "oracle" and a Python model, the oracle's backend, and the file that its end makes."""
+
+    repository: Path
+    backends: Path
+    unloaded: Path
+
+    def start(self, *models: str, **options) -> TritonServer:
+        options = {"repository": [MODEL_REPOSITORY, self.repository], "backends": self.backends, **options}
+        return start_server(["oracle", *models], **options)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    """All paths hold white space, as a home folder may."""
+    home = tmp_path_factory.mktemp("in C++") / "a folder"
+    made = Native(home / "models", home / "my backends", home.parent / "unloaded")
+    for folder in (made.repository / "oracle" / "1", made.backends / "answering"):
+        folder.mkdir(parents=True)
+    (made.repository / "oracle" / "config.pbtxt").write_text(CONFIG)
+    shutil.copytree(MODEL_REPOSITORY / "preprocess", made.repository / "second")
+    edit(made.repository / "second" / "config.pbtxt", '"preprocess"', '"second"')
+    (home / "answering.cc").write_text(ANSWERING)
+    unloaded, library = f'-DUNLOADED="{made.unloaded}"', made.backends / "answering" / "libtriton_answering.so"
+    flags = ["-std=c++17", "-shared", "-fPIC", unloaded, "-o", str(library)]
+    subprocess.run([*compiler(), *flags, str(home / "answering.cc")], check=True)
+    return made
+
+
+def ask(server: TritonServer, question: int = 1) -> int:
+    given = grpc.InferInput("QUESTION", [1], "INT32")
+    given.set_data_from_numpy(np.array([question], np.int32))
+    with server.client() as client:
+        return int(client.infer("oracle", [given]).as_numpy("ANSWER")[0])
+
+
+def state_of(server: TritonServer, model: str) -> list[tuple[str, str]]:
+    return [(each.get("state"), each.get("reason")) for each in server._index() if each["name"] == model]
+
+
+def test_a_model_in_c_beside_the_python_models(native):
+    """It has no process of its own: the server's word is all there is to know when it is gone."""
+    with native.start("second", MODEL) as server:
+        assert set(server.models) == {MODEL, "inference", "oracle", "postprocess", "preprocess", "second"}
+        assert stream(server, MODEL, PROMPT).text == TEXT
+        assert ask(server) == 42
+        assert set(server.processes.values()) == {
+            "server",
+            *(f"inference version {n}" for n in (1, 2, 3, 4)),
+            *(*POST_AND_PRE, "second version 1"),
+        }
+        native.unloaded.unlink(missing_ok=True)
+        server.unload("oracle")
+        assert native.unloaded.exists(), "unload came back before the model had ended"
+        assert state_of(server, "oracle") == [("UNAVAILABLE", "unloaded")]
+        server.check()
+        server.load("oracle")
+        assert ask(server) == 42
+        server.reload("oracle")
+        server.reload("postprocess")
+        server.restart()
+        server.check()
+        assert (ask(server), stream(server, MODEL, PROMPT).text) == (42, TEXT)
+    assert_gone(launch_of(server))
+
+
+def test_a_fault_in_c_ends_the_server_and_is_noticed(native, launches):
+    """A Python model has a process of its own; here there is none between the fault and the server."""
+    server = native.start()
+    with pytest.raises(InferenceServerException):
+        ask(server, 13)
+    with pytest.raises(ServerDiedError, match=r"(?s)tritonserver ended with exit status 134.*restart\(\)"):
+        check_for(server, SECONDS)
+    server.restart()
+    assert_gone(launches[0])
+    assert ask(server) == 42
+    kill_and_stop(server)
+
+
+def test_one_repository_and_one_backend_may_be_strings(native):
+    with start_server("oracle", repository=str(native.repository), backends=str(native.backends)) as server:
+        assert (server.models, ask(server)) == ({"oracle": [1]}, 42)
+
+
+def test_a_backend_that_is_not_there_is_said_before_anything_is_started(native, launches, tmp_path):
+    (tmp_path / "answering").mkdir()
+    (tmp_path / "answering" / "libtriton_other.so").touch()
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(
+            ServerStartError, match=f"no backend in {folder}: expected <name>/libtriton_<name>.so there"
+        ):
+            native.start(backends=folder)
+    assert launches == []
+
+
+@pytest.mark.parametrize("name", ["answering", "python"])
+def test_two_backends_of_one_name_are_refused(name, native, launches, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f"libtriton_{name}.so").touch()
+    with pytest.raises(ServerStartError, match=f"two backends are named '{name}': .* and {tmp_path / name}"):
+        native.start(backends=[native.backends, tmp_path])
+    assert launches == []
+
+
+def test_a_model_in_two_repositories_is_refused(native, launches, tmp_path):
+    """Triton says that it is not unique, and loads neither."""
+    shutil.copytree(native.repository, tmp_path / "copy")
+    with pytest.raises(ServerStartError, match=f"'oracle' is in two repositories, .*{tmp_path / 'copy'}") as caught:
+        native.start(repository=[native.repository, tmp_path / "copy"])
+    assert caught.value.models == ("oracle",)
+    with pytest.raises(ServerStartError, match=r"no model named orakel; .* and .* have: ensemble_append, .*oracle"):
+        native.start("orakel")
+    assert launches == []
+
+
+# --- GPU memory -------------------------------------------------------------------------------------------------------
+
+
+def pools(server: TritonServer) -> list[list[str]]:
+    """The CUDA memory pools in the table of options that the server prints: device and bytes."""
+    return re.findall(r"cuda_memory_pool_byte_size\{(\d+)\} *\| (\d+)", server.log)
+
+
+def test_every_gpu_gets_a_pool_of_known_size_and_a_flag_can_change_it(monkeypatch):
+    """The server takes the flag without a GPU too. Of two flags for one device the later one counts."""
+    monkeypatch.setattr(launch_module, "gpu_count", lambda: 2)
+    with start_server(["postprocess"], flags=["--cuda-memory-pool-byte-size=1:1048576"]) as server:
+        assert pools(server) == [("0", str(64 * 2**20)), ("1", "1048576")]
+    monkeypatch.setattr(launch_module, "gpu_count", lambda: 0)
+    flags = launch_module.server_flags(replace(launch_of(server), flags=[]), [], "")
+    assert not [flag for flag in flags if flag.startswith("--cuda")]
 
 
 # --- a start that fails -----------------------------------------------------------------------------------------------
@@ -589,7 +783,7 @@ class Owner:
         """Wait until the supervisor was started; what it launched."""
         word, name, *ports = self.line().split()
         assert word == "spawned"
-        return Launch(find_source(), MODEL_REPOSITORY, [MODEL], name, Ports(*map(int, ports)), Path())
+        return Launch(find_source(), [MODEL_REPOSITORY], [MODEL], name, Ports(*map(int, ports)), Path())
 
     def interrupt(self) -> None:
         """Ctrl-C in a terminal, or Jupyter's Interrupt: SIGINT to the whole process group."""
@@ -742,7 +936,7 @@ print("launch", server._launch.id, *vars(server._launch.ports).values())
 
 def launch_in(printed: str) -> Launch:
     name, *ports = printed.splitlines()[-1].removeprefix("launch ").split()
-    return Launch(find_source(), MODEL_REPOSITORY, [MODEL], name, Ports(*map(int, ports)), Path())
+    return Launch(find_source(), [MODEL_REPOSITORY], [MODEL], name, Ports(*map(int, ports)), Path())
 
 
 @pytest.fixture(scope="module")

@@ -164,6 +164,21 @@ def test_an_installation_comes_before_the_wheel_and_runs(installation):
     assert_gone(launch_of(server))
 
 
+def test_an_installation_takes_a_further_backend(installation, tmp_path):
+    """Its own backends and the further one are linked into one folder; the installation itself stays as it is."""
+    (tmp_path / "mine" / "answering").mkdir(parents=True)
+    (tmp_path / "mine" / "answering" / "libtriton_answering.so").touch()
+    with start_server(["postprocess"], backends=tmp_path / "mine") as server:
+        linked = launch_of(server).folder / "backends"
+        assert f"--backend-directory={linked}" in triton_process(server).cmdline()
+        assert {folder.name: folder.resolve() for folder in linked.iterdir()} == {
+            "answering": tmp_path / "mine" / "answering",
+            "python": installation / "backends" / "python",
+        }
+        assert server.models == {"postprocess": [1]}
+    assert [folder.name for folder in (installation / "backends").iterdir()] == ["python"]
+
+
 def test_an_address_comes_before_an_installation(installation, address):
     assert find_source().kind == "attach"
     assert find_source("native").place == str(installation)
@@ -322,7 +337,7 @@ def test_a_container_is_removed_when_its_owner_is_gone(docker):
 
 def test_the_image_is_built_once_from_the_models_requirements(docker):
     source = find_source("docker")
-    made = Launch(source, MODEL_REPOSITORY, [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
+    made = Launch(source, [MODEL_REPOSITORY], [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
     assert launch_module.docker_image(made) == launch_module.docker_image(made) == TAG
     assert len(docker.calls_of("build")) == 1
     first, install = (docker.folder / "recipe.txt").read_text().splitlines()
@@ -336,12 +351,53 @@ def test_the_image_is_built_once_from_the_models_requirements(docker):
 
 
 def test_gpus_are_asked_for_only_with_a_gpu(docker, monkeypatch):
-    made = Launch(find_source("docker"), MODEL_REPOSITORY, [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
+    made = Launch(find_source("docker"), [MODEL_REPOSITORY], [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
     assert "--gpus" not in launch_module.docker_command(made)
     monkeypatch.setattr(launch_module, "has_gpu", lambda: True)
     command = launch_module.docker_command(made)
     assert command[command.index("--gpus") + 1] == "all"
     assert command.index("--gpus") < command.index(TAG)
+
+
+def test_every_repository_and_every_further_backend_is_mounted(docker, tmp_path):
+    backends = [tmp_path / "one" / "fast", tmp_path / "two" / "slow"]
+    repositories = [MODEL_REPOSITORY, tmp_path / "my models"]
+    made = Launch(find_source("docker"), repositories, [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder, [], backends)
+    command = launch_module.docker_command(made)
+    assert command[command.index("--shm-size") + 2 : command.index("tritonserver")] == [
+        *("--volume", f"{MODEL_REPOSITORY}:/models:ro", "--volume", f"{tmp_path}/my models:/models_2:ro"),
+        *("--volume", f"{tmp_path}/one/fast:/opt/tritonserver/backends/fast:ro"),
+        *("--volume", f"{tmp_path}/two/slow:/opt/tritonserver/backends/slow:ro"),
+        TAG,
+    ]
+    flags = command[command.index("tritonserver") :]
+    assert [flag for flag in flags if "repository" in flag or "directory" in flag] == [
+        *("--model-repository=/models", "--model-repository=/models_2"),
+        "--backend-directory=/opt/tritonserver/backends",
+    ]
+
+
+def test_a_further_backend_never_hides_the_images_python_backend(docker, tmp_path):
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "libtriton_python.so").touch()
+    with pytest.raises(
+        ServerStartError, match=r"two backends are named 'python': /opt/tritonserver/backends/python and"
+    ):
+        start_server([MODEL], source="docker", backends=tmp_path)
+
+
+def test_the_image_has_the_packages_of_all_repositories_or_is_the_stock_one(docker, tmp_path):
+    source, second = find_source("docker"), tmp_path / "second"
+    second.mkdir()
+    plain = Launch(source, [second], [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
+    assert launch_module.docker_image(plain) == source.place
+    assert docker.calls_of("build") == []
+    (second / "requirements.txt").write_text("# of the second\nnumpy==1.26.4\nanother==1.0\n")
+    both = Launch(source, [MODEL_REPOSITORY, second], [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
+    assert launch_module.docker_image(both) == TAG
+    packages = json.loads((docker.folder / "recipe.txt").read_text().partition("RUN ")[2])
+    assert packages[-1] == "another==1.0"
+    assert packages.count("numpy==1.26.4") == 1
 
 
 def test_docker_is_never_used_unasked(docker, monkeypatch, tmp_path):

@@ -143,7 +143,7 @@ def test_a_file_counts_with_what_it_takes_up(fake_server, tmp_path):
 )
 def test_a_server_whose_processes_cannot_be_read_is_refused(source, words, tmp_path):
     with pytest.raises(ServerError, match=words):
-        snapshot(TritonServer(source, tmp_path, [], [], print))
+        snapshot(TritonServer(source, [tmp_path], [], [], print))
 
 
 # --- series and figure ------------------------------------------------------------------------------------------------

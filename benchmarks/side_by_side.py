@@ -1,0 +1,70 @@
+"""Measure several things in turns, in one run, and compare them: so that what else the machine does meets all alike."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and most of several measurements."""
+
+    median: float
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.median:,.4g} ({self.least:,.4g} to {self.most:,.4g})"
+
+
+def spread(values: list[float]) -> Spread:
+    """The spread of one or more values."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Run every case once to warm up, then `rounds` times in turns; the values of each case, in order."""
+    for case in cases.values():
+        case()
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            found[name].append(case())
+    return found
+
+
+def ratios(found: Mapping[str, list[float]], name: str, against: str) -> Spread:
+    """How many times `against` the case `name` is, round by round."""
+    return spread([mine / other for mine, other in zip(found[name], found[against], strict=True)])
+
+
+def machine() -> dict[str, str | int]:
+    """What this machine is: processor, cores that may be used, memory in GiB, system, Python."""
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def save(name: str, **results: object) -> Path:
+    """Write results, with the machine and the day, to ``benchmarks/results/NAME.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {"machine": machine(), "day": time.strftime("%Y-%m-%d"), **results}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
