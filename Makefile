@@ -1,7 +1,7 @@
 # GNU make. `make help` lists the targets; every target that needs the environment sets it up first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab reset stop doctor test soak lint format notebooks lock clean
+.PHONY: help setup lab reset stop doctor test backend bench soak lint format notebooks lock clean test-gpu gpu-bundle
 .NOTPARALLEL:
 
 SYSTEM_PYTHON ?= python3
@@ -22,7 +22,7 @@ test notebooks: export MPLCONFIGDIR := $(CURDIR)/.venv/matplotlib
 test notebooks: export LAB_BOOK := $(CURDIR)/artifacts/lab_book.sqlite3
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make or repair the environment in .venv (quick when nothing changed)
 	@$(SYSTEM_PYTHON) tools/setup_env.py
@@ -46,6 +46,18 @@ test: lint ## everything: lint, unit and server tests, all notebooks re-run and 
 	$(PY) -m pytest -p no:cacheprovider tests/notebooks/after_nbval.py
 	$(PY) -m lab_utils labbook export --out artifacts/lab_book
 
+test-gpu: setup ## what needs an NVIDIA GPU and torch; not part of make test (status 77, so an error, without one)
+	$(PY) -m pytest -rP tests/gpu
+
+gpu-bundle: setup ## artifacts/gpu_bundle.tar.xz: runs make test-gpu on a host that has a GPU, but no network
+	$(PY) tools/gpu_bundle.py
+
+backend: ## build the C++ backends in custom_backend/build (needs only make and a C++ compiler)
+	$(MAKE) --directory=custom_backend
+
+bench: setup ## measure side by side on this machine; writes benchmarks/results
+	$(PY) benchmarks/custom_backend.py
+
 soak: setup ## the long run of many streams: 100,000 tokens (some minutes)
 	SOAK_TOKENS=100000 $(PY) -m pytest -rP --timeout 900 tests/server/test_soak.py
 
@@ -67,5 +79,6 @@ lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade take
 		--custom-compile-command "make lock" $(LOCK_ARGS)
 
 clean: ## remove the environment and all caches; your lessons in workspace/ stay
+	$(MAKE) --directory=custom_backend clean
 	rm -rf .venv .tools artifacts *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +
