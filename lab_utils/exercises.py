@@ -9,6 +9,7 @@ from lab_utils.exercises_05 import LESSON_05
 from lab_utils.exercises_06 import LESSON_06
 from lab_utils.exercises_07 import LESSON_07
 from lab_utils.exercises_08 import LESSON_08
+from lab_utils.exercises_09 import LESSON_09
 from lab_utils.exercises_10 import LESSON_10
 
 EXERCISES: dict[str, Exercise] = {
@@ -18,6 +19,7 @@ EXERCISES: dict[str, Exercise] = {
     **LESSON_06,
     **LESSON_07,
     **LESSON_08,
+    **LESSON_09,
     **LESSON_10,
 }
 

@@ -61,6 +61,14 @@ void Device::check(int status, const char* what) const {
   }
 }
 
+// A GPU that takes nothing back is broken, but that must not end a server with all its other models.
+DeviceIds::~DeviceIds() {
+  try {
+    clear();
+  } catch (const std::exception&) {
+  }
+}
+
 void DeviceIds::assign(const Ids& ids) {
   if (device_ == nullptr) return;
   clear();

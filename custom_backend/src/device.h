@@ -29,7 +29,7 @@ class Device {
 class DeviceIds {
  public:
   explicit DeviceIds(const Device* device) : device_(device) {}
-  ~DeviceIds() { clear(); }
+  ~DeviceIds();
   DeviceIds(const DeviceIds&) = delete;
   DeviceIds& operator=(const DeviceIds&) = delete;
 

@@ -1,5 +1,6 @@
 #include "safetensors.h"
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
@@ -74,13 +75,15 @@ void SafeTensors::check(const std::string& name, const Tensor& tensor) const {
   size_t left = tensor.end - tensor.begin;
   const size_t size = item_size(tensor.dtype);
   if (size == 0) fail("tensor \"" + name + "\" has dtype " + tensor.dtype + "; expected F16, F32, I32 or U8");
+  const bool empty = std::count(tensor.shape.begin(), tensor.shape.end(), 0U) > 0;
   bool fits = left % size == 0;
   left /= size;
   for (const size_t dim : tensor.shape) {
-    fits = fits && (dim == 0 ? left == 0 : left % dim == 0);
-    left = dim == 0 ? 1 : left / dim;
+    if (empty) break;
+    fits = fits && left % dim == 0;
+    left /= dim;
   }
-  if (!fits || left != 1) fail("tensor \"" + name + "\" has a shape that does not fit its bytes");
+  if (!fits || left != (empty ? 0 : 1)) fail("tensor \"" + name + "\" has a shape that does not fit its bytes");
 }
 
 const SafeTensors::Tensor& SafeTensors::tensor(const std::string& name) const {

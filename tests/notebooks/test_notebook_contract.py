@@ -349,7 +349,7 @@ def test_notebook(path, check):
 
 
 def test_there_are_lessons_and_a_lab_book():
-    assert [path.stem[:2] for path in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "10"]
+    assert [path.stem[:2] for path in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
     assert [path.stem for path in NOTEBOOKS if path not in LESSONS] == ["lab_book"]
 
 

@@ -11,10 +11,12 @@ import answers_05
 import answers_06
 import answers_07
 import answers_08
+import answers_09
 import answers_10
 import numpy as np
 import pytest
 
+from lab_utils import custom_backend
 from lab_utils.exercises import EXERCISES, NOT_ANSWERED, check, verdict
 from lab_utils.field_report import REPORTED_IDS
 
@@ -41,6 +43,7 @@ RIGHT = {
     **answers_06.RIGHT,
     **answers_07.RIGHT,
     **answers_08.RIGHT,
+    **answers_09.RIGHT,
     **answers_10.RIGHT,
 }
 
@@ -157,6 +160,7 @@ NEAR_MISSES = {
     **answers_06.NEAR_MISSES,
     **answers_07.NEAR_MISSES,
     **answers_08.NEAR_MISSES,
+    **answers_09.NEAR_MISSES,
     **answers_10.NEAR_MISSES,
 }
 QUIZZES = [name for name in EXERCISES if name.endswith("-quiz")]
@@ -244,6 +248,9 @@ def test_a_known_mistake_gets_words_of_its_own(name, answer, words):
         ("06-cells", answers_06.cells(2, 2, 0), "like any other"),
         ("06-cells", answers_06.cells(0, 1, 0), "there is no id before the first"),
         ("06-cells", answers_06.cells(0, 2, 9), "who calls it to say that no more come?"),
+        ("09-mend", "pending = message;", "the text needs the whole function"),
+        ("09-mend", answers_09.KEEP % "pending = message", "expected ';'"),
+        ("09-mend", answers_09.KEEP % "pending.clear();", "messages of 1 1 1 1 1 1 1 1 ids; nothing is kept"),
     ],
 )
 def test_the_mistakes_to_expect_are_known(name, answer, part):
@@ -411,6 +418,12 @@ def test_each_wrong_cell_of_the_matrix_gets_its_hint():
 
 def test_a_quiz_given_as_text_is_told_to_use_a_list():
     assert verdict("00-quiz", "bac") == 'not yet: expected 3 letters in a list, such as ["a", "b", "c"]'
+
+
+def test_a_function_that_is_not_written_yet_is_not_compiled(monkeypatch):
+    monkeypatch.delattr(custom_backend, "build")
+    assert verdict("09-mend", answers_09.KEEP % "...") == NOT_ANSWERED
+    assert "could not be used: AttributeError" in verdict("09-mend", answers_09.KEEP % "")
 
 
 def test_the_answers_agree_with_the_report():

@@ -130,7 +130,7 @@ std::optional<Ids> read_ids(TRITONBACKEND_Request* request, const char* name) {
 void read_request(TRITONBACKEND_Request* from, const Limits& limits, Request& to) {
   const char* id = nullptr;
   check(TRITONBACKEND_RequestId(from, &id));
-  to.id = id;
+  to.id = id == nullptr ? "" : id;
   to.options = read_options(read_parameters(from), limits);
   to.prompt = read_ids(from, "PROMPT_IDS").value_or(Ids{});
   to.forced = read_ids(from, "FORCED_IDS");

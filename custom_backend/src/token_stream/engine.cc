@@ -94,6 +94,7 @@ std::vector<Engine::Order> Engine::take_orders() {
 }
 
 bool Engine::can_move(const Stream& stream) const {
+  if (stream.cancelled()) return false;
   if (stream.waits_for_batch()) return decoded() < node_.limits.max_streams;
   return !stream.stalled();
 }
@@ -215,7 +216,8 @@ void Engine::advance_all() {
   for (Stream* stream : present) {
     attempt(*stream, [&] {
       const int64_t held = stream->traces_heap() ? held_bytes() : kNotTraced;
-      if (stream->sender().cancelled() || !stream->advance(held)) end(*stream, "");
+      const bool over = stream->look_for_cancel() ? stream->settled() : !stream->advance(held);
+      if (over) end(*stream, "");
     });
   }
 }

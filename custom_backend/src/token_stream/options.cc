@@ -1,8 +1,10 @@
 #include "token_stream/options.h"
 
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <string_view>
 
 #include "token_bytes.h"
 
@@ -15,12 +17,33 @@ constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
 struct Shown {
   std::string operator()(bool value) const { return value ? "True" : "False"; }
   std::string operator()(int64_t value) const { return std::to_string(value); }
-  std::string operator()(const std::string& value) const { return "'" + value + "'"; }
+
+  std::string operator()(const std::string& value) const {
+    const auto has = [&](char character) { return value.find(character) != value.npos; };
+    const char quote = has('\'') && !has('"') ? '"' : '\'';
+    std::string shown(1, quote);
+    for (const char character : value) shown += escaped(character, quote);
+    return shown + quote;
+  }
+
   std::string operator()(double value) const {
+    const double size = std::abs(value);
+    const bool plain = size == 0 || (size >= 1e-4 && size < 1e16);  // outside, Python writes an exponent
     char text[32];
-    const auto end = std::to_chars(text, text + sizeof text, value).ptr;
-    const std::string shown(text, end);
-    return shown.find_first_not_of("-0123456789") == std::string::npos ? shown + ".0" : shown;
+    const auto form = plain ? std::chars_format::fixed : std::chars_format::scientific;
+    const std::string shown(text, std::to_chars(text, text + sizeof text, value, form).ptr);
+    return shown.find_first_not_of("-0123456789") == shown.npos ? shown + ".0" : shown;
+  }
+
+ private:
+  static std::string escaped(char character, char quote) {
+    static constexpr std::string_view kNamed = "\n\r\t\\", kNames = "nrt\\";
+    if (const size_t which = kNamed.find(character); which != kNamed.npos) return {'\\', kNames[which]};
+    if (character == quote) return {'\\', quote};
+    const auto byte = static_cast<unsigned char>(character);
+    if (byte >= 0x20 && byte != 0x7F) return {character};
+    constexpr const char* kDigits = "0123456789abcdef";
+    return {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 0xF]};
   }
 };
 

@@ -22,8 +22,8 @@ struct Limits {
 
 // What a request may ask for; see `Options` in model_repository/inference/options.py, which says the same.
 struct Options {
-  int64_t max_message_ids;
-  bool trace_heap, guard, log;
+  int64_t max_message_ids = 0;
+  bool trace_heap = false, guard = false, log = false;
   std::optional<int64_t> window, window_key, grant;
 };
 

@@ -9,6 +9,10 @@
 namespace token_stream {
 namespace {
 
+// The server tells a node of a cancellation before it has dealt with it itself, and crashes if the last response comes
+// in between (seen on release 24.10; triton-inference-server/server#7840). So a cancelled stream is closed later.
+constexpr std::chrono::milliseconds kSettle{50};
+
 int64_t new_stream_id() {
   static thread_local std::mt19937_64 generator{(uint64_t{std::random_device{}()} << 32) | std::random_device{}()};
   return static_cast<int64_t>(generator() >> 1);
@@ -79,6 +83,17 @@ void Stream::join(std::unique_ptr<Sequence> sequence) {
   sequence_ = std::move(sequence);
 }
 
+bool Stream::look_for_cancel() {
+  if (!cancelled_ && sender().cancelled()) {
+    cancelled_ = Window::Clock::now();
+    waits_for_batch_ = false;
+    sequence_.reset();
+  }
+  return cancelled();
+}
+
+bool Stream::settled() const { return Window::Clock::now() - *cancelled_ > kSettle; }
+
 bool Stream::advance(int64_t held_bytes) {
   if (stalled()) {
     window_->check();
@@ -127,11 +142,15 @@ void Stream::send_no_ids(const std::string& error) {
   send({{}, 0, id_, true, 0}, error, traces_heap() ? static_cast<int64_t>(held_bytes()) : kNotTraced);
 }
 
+void Stream::cut() {
+  if (!ended_) send_no_ids("");
+}
+
 // An error response from a decoupled step would end the client's whole stream, overtake messages already sent, and leave
 // the ensemble's request in flight for good: so the error goes in-band.
 void Stream::close(const std::string& error) {
   try {
-    if (!error.empty()) send_no_ids(error);
+    if (!error.empty() && !ended_) send_no_ids(error);
   } catch (...) {
     sender().finish();
     throw;

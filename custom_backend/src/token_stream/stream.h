@@ -107,7 +107,7 @@ struct Request {
   std::string id;  // of the client: may be empty, or repeated
   Ids prompt;
   std::optional<Ids> forced;
-  int64_t max_tokens;
+  int64_t max_tokens = 0;
   Options options;
 };
 
@@ -120,10 +120,16 @@ class Stream {
 
   // Send the next message, if its token has come. False when there are no more.
   bool advance(int64_t held_bytes);
-  // Send an end mark, so that the nodes behind this one forget the stream too.
-  void cut() { send_no_ids(""); }
-  // Say that no more responses come; before that, say in-band what went wrong.
+  // Send an end mark, unless it was sent, so that the nodes behind this one forget the stream too.
+  void cut();
+  // Say that no more responses come; before that, say in-band what went wrong, unless the end mark was sent already.
   void close(const std::string& error);
+
+  // Whether the client has cancelled the request. From then on nothing is sent, and the cache is gone.
+  bool look_for_cancel();
+  bool cancelled() const { return cancelled_.has_value(); }
+  // Whether a cancelled stream may be closed.
+  bool settled() const;
 
   bool waits_for_batch() const { return waits_for_batch_; }
   bool stalled() const { return window_ && window_->spent() && !ended_; }
@@ -152,6 +158,7 @@ class Stream {
   std::unique_ptr<Sequence> sequence_;
   std::optional<Window> window_;
   std::optional<StreamGuard> guard_;
+  std::optional<Window::Clock::time_point> cancelled_;
   bool waits_for_batch_ = false, ended_ = false;
   int32_t index_ = 0;
   int64_t sent_ = 0;

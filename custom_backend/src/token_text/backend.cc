@@ -91,7 +91,7 @@ class Instance {
     if (is_on(request, "log")) {
       const char* id = nullptr;
       check(TRITONBACKEND_RequestId(request, &id));
-      log_message({name_, id, stream, std::nullopt, ids_input.dims, end});
+      log_message({name_, id == nullptr ? "" : id, stream, std::nullopt, ids_input.dims, end});
     }
     const bool dims_only = is_on(request, "dims_only");
     const std::string text = element(dims_only ? "" : decode(stream, ids, end));
