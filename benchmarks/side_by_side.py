@@ -5,12 +5,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
+Measured = TypeVar("Measured")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,11 +33,11 @@ def spread(values: list[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run every case once to warm up, then `rounds` times in turns; the values of each case, in order."""
+def in_turns(cases: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """Run every case once to warm up, then `rounds` times in turns; what each case measured, in order."""
     for case in cases.values():
         case()
-    found: dict[str, list[float]] = {name: [] for name in cases}
+    found: dict[str, list[Measured]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
             found[name].append(case())
@@ -45,6 +47,12 @@ def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 def ratios(found: Mapping[str, list[float]], name: str, against: str) -> Spread:
     """How many times `against` the case `name` is, round by round."""
     return spread([mine / other for mine, other in zip(found[name], found[against], strict=True)])
+
+
+def processor_seconds(processes: Iterable[psutil.Process]) -> float:
+    """Seconds of processor time that these processes have used so far, in the system too."""
+    times = [process.cpu_times() for process in processes]
+    return sum(time.user + time.system for time in times)
 
 
 def machine() -> dict[str, str | int]:

@@ -22,6 +22,7 @@ struct Runtime {
   int (*allocate)(void**, size_t) = find<int(void**, size_t)>("cudaMalloc");
   int (*release)(void*) = find<int(void*)>("cudaFree");
   int (*copy)(void*, const void*, size_t, int) = find<int(void*, const void*, size_t, int)>("cudaMemcpy");
+  int (*wait)(void*) = find<int(void*)>("cudaStreamSynchronize");
   const char* (*words)(int) = find<const char*(int)>("cudaGetErrorString");
 };
 
@@ -34,7 +35,7 @@ const Runtime& runtime() {
 
 Device::Device(int number) : number_(number) {
   const Runtime& cuda = runtime();
-  if (!cuda.set_device || !cuda.allocate || !cuda.release || !cuda.copy || !cuda.words) {
+  if (!cuda.set_device || !cuda.allocate || !cuda.release || !cuda.copy || !cuda.wait || !cuda.words) {
     throw std::runtime_error("the instance is on a GPU, but this server has no CUDA runtime: use KIND_CPU");
   }
   check(cuda.set_device(number_), "cudaSetDevice");
@@ -50,9 +51,11 @@ void* Device::allocate(size_t bytes) const {
 
 void Device::free(void* memory) const { check(runtime().release(memory), "cudaFree"); }
 
+// From ordinary main memory cudaMemcpy may return before the GPU has the bytes.
 void Device::copy(void* to, const void* from, size_t bytes) const {
   check(runtime().set_device(number_), "cudaSetDevice");
   check(runtime().copy(to, from, bytes, kCopyDefault), "cudaMemcpy");
+  check(runtime().wait(nullptr), "cudaStreamSynchronize");
 }
 
 void Device::check(int status, const char* what) const {

@@ -258,7 +258,7 @@ TEST(a_log_on_a_cpu_says_nothing_of_memory) {
 }
 
 TEST(a_gpu_that_fails_under_the_backend) {
-  for (const char* function : {"cudaMalloc", "cudaMemcpy"}) {
+  for (const char* function : {"cudaMalloc", "cudaMemcpy", "cudaStreamSynchronize"}) {
     const NothingLeft nothing;
     Model model(triton::kTokenStream, "node", with(kStreamParameters, "rung", "append"), true);
     cuda::fail(function);

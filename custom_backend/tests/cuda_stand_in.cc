@@ -67,6 +67,11 @@ int cudaMalloc(void** memory, size_t bytes) {
   return 0;
 }
 
+int cudaStreamSynchronize(void* stream) {
+  const std::lock_guard<std::mutex> lock(cuda::mutex);
+  return failing == "cudaStreamSynchronize" || stream != nullptr ? kInvalidValue : 0;
+}
+
 int cudaFree(void* memory) {
   const std::lock_guard<std::mutex> lock(cuda::mutex);
   const auto one = held().find(static_cast<const char*>(memory));
