@@ -133,6 +133,23 @@ def by_message(held: Iterable[tuple[Observation, GpuMemory]], process: str = "se
     }
 
 
+def told_by_message(server: TritonServer, responses: Iterable[Observation]) -> str:
+    """A line for each message: MiB of the message, and MiB in use on the first card. Without a card, why there is none.
+
+    Parameters
+    ----------
+    server, responses
+        As for `follow`.
+    """
+    try:
+        return "\n".join(
+            f"{message.nbytes / 2**20:9.3f} MiB sent, {memory.used / 2**20:,.0f} MiB in use on the card"
+            for message, memory in follow(server, responses)
+        )
+    except NoGpuError as error:
+        return str(error)
+
+
 def factors(held: Sequence[int], smallest: int = SMALLEST) -> list[float]:
     """By what factor the held bytes grow from one message to the next, where both are larger than `smallest`.
 

@@ -1,6 +1,6 @@
 """The GPU memory instrument against a card that is made up: what it reads, what it refuses, and when bytes double."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +10,17 @@ import pytest
 from lab_utils import gpu_memory
 from lab_utils.client import Observation
 from lab_utils.errors import ServerError
-from lab_utils.gpu_memory import GRANULARITY, GpuMemory, NoGpuError, by_message, doubles, factors, follow, snapshot
+from lab_utils.gpu_memory import (
+    GRANULARITY,
+    GpuMemory,
+    NoGpuError,
+    by_message,
+    doubles,
+    factors,
+    follow,
+    snapshot,
+    told_by_message,
+)
 
 MIB = 2**20
 PAGE = """# HELP nv_gpu_memory_used_bytes GPU used memory
@@ -149,6 +159,20 @@ def test_each_response_comes_with_a_snapshot_taken_after_it_has_settled(cards, s
         "server": [3 * MIB] * 3,
     }
     assert by_message(pairs, "postprocess version 1")["postprocess version 1"] == [None] * 3
+
+
+def test_each_message_is_told_with_what_the_card_holds(cards, server):
+    messages = (replace(observation(n), nbytes=n * MIB // 2) for n in (1, 2))
+    told = told_by_message(server, messages)
+    assert told.splitlines() == [f"    {sent} MiB sent, 5 MiB in use on the card" for sent in ("0.500", "1.000")]
+
+
+def test_without_a_card_it_is_told_that_there_is_none(server, monkeypatch):
+    Cards([]).install(monkeypatch)
+    asked = []
+    told = told_by_message(server, (asked.append(n) for n in (1, 2)))
+    assert told == "GPU 0 was asked for; the NVIDIA driver shows 0, counted from 0"
+    assert not asked, "the stream was begun"
 
 
 def test_a_series_that_is_left_early_lets_go_of_the_driver(cards, server):
