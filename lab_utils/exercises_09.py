@@ -113,6 +113,10 @@ LESSON_09: dict[str, Exercise] = {
                 ([1, 2, 4, 8, 1, 2, 4, 8], "that is with a buffer for each user; rung append has one for all"),
                 ([1, 2, 4, 8, 16, 32, 64, 128], "that is one user after the other; here they go on in turns"),
                 ([1, 4, 16, 64, 1, 4, 16, 64], "the second user's first message comes after one of the first user"),
+                (
+                    [1, 2, 5, 13, 1, 3, 8, 21],
+                    "that is version 1 in Python; this node takes a message into the buffer as soon as it is sent",
+                ),
                 ([2, 8, 32, 128, 1, 4, 16, 64], "the first user begins, so whose is the message of one id?"),
             ],
         ),
