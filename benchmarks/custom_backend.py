@@ -102,8 +102,9 @@ def report(title: str, found: dict[str, list[Measured]]) -> dict[str, object]:
 def markdown(results: dict) -> str:
     """The results as the table in README.md."""
     machine = results["machine"]
+    place = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {machine['device']}"
     lines = [
-        f"{results['day']}; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; no GPU.",
+        f"{results['day']}; {place}.",
         "",
         "| streams | pipeline | tokens/s | times Python | server | client |",
         "|---|---|---|---|---|---|",

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import psutil
 
+from lab_utils.device import first_device
+
 Measured = TypeVar("Measured")
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,7 +58,7 @@ def processor_seconds(processes: Iterable[psutil.Process]) -> float:
 
 
 def machine() -> dict[str, str | int]:
-    """What this machine is: processor, cores that may be used, memory in GiB, system, Python."""
+    """What this machine is: processor, cores that may be used, memory in GiB, GPU, system, Python."""
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -64,6 +66,7 @@ def machine() -> dict[str, str | int]:
         "processor": models[0] if models else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "device": str(first_device()),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

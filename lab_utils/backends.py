@@ -52,7 +52,7 @@ def excerpt(file: str, start: str, end: str) -> str:
     ValueError
         One of the two is not in the file.
     """
-    text = (custom_backend.FOLDER / "src" / file).read_text(encoding="utf-8")
+    text = (custom_backend.SOURCES / file).read_text(encoding="utf-8")
     begin = text.index(start)
     return text[begin : text.index(end, begin)].rstrip()
 
@@ -104,8 +104,8 @@ def response_counts(server: TritonServer, model: str) -> dict[int, int]:
     return dict(sorted(counts.items()))
 
 
-def on_device(repository: str | Path, target: str | Path, kind: str, backend: str) -> Path:
-    """A copy of a model repository whose models of one backend run on another kind of device.
+def on_device(repository: str | Path, target: str | Path, kind: str, models: Sequence[str]) -> Path:
+    """A copy of a model repository in which these models run on another kind of device.
 
     Parameters
     ----------
@@ -113,15 +113,22 @@ def on_device(repository: str | Path, target: str | Path, kind: str, backend: st
         The repository, and the folder of the copy; an earlier copy there is written over.
     kind : str
         "CPU" or "GPU".
-    backend : str
-        Such as "token_stream"; models of other backends stay as they are.
+    models : sequence of str
+        The others stay as they are.
+
+    Raises
+    ------
+    ValueError
+        A model has no instance group that could be changed, or there is no such kind.
     """
     ignored = shutil.ignore_patterns("__pycache__")
     copy = Path(shutil.copytree(repository, target, ignore=ignored, dirs_exist_ok=True))
-    for path in copy.glob("*/config.pbtxt"):
+    for model in models:
+        path = copy / model / "config.pbtxt"
         config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-        if config.backend == backend:
-            for group in config.instance_group:
-                group.kind = ModelInstanceGroup.Kind.Value(f"KIND_{kind}")
-            path.write_text(text_format.MessageToString(config), encoding="utf-8")
+        if not config.instance_group:
+            raise ValueError(f"model {model!r} in {repository} has no instance_group; expected one with a kind")
+        for group in config.instance_group:
+            group.kind = ModelInstanceGroup.Kind.Value(f"KIND_{kind}")
+        path.write_text(text_format.MessageToString(config), encoding="utf-8")
     return copy

@@ -28,6 +28,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-Wall", "-Wextra", "-We
 LIBRARIES = ("-pthread", "-ldl")
 COMPILERS = ("g++", "clang++")
 ERROR_LINES = 20
+KEEP_CHANGED = 8  # builds with patches: each learner's answer is one
 OUTER_MAKE = {"MAKEFLAGS", "MFLAGS", "SANITIZE"}  # what an outer make, or the user, has said is not for this one
 
 
@@ -39,14 +40,12 @@ class BuildError(RuntimeError):
 class Build:
     """Backends that were built.
 
-    `folder` is what `start_server` takes as `backends`, `libraries` are the files in it. `command` has a line for each
-    library: one compiler call that makes the same, to be typed in the project's folder. `seconds` is the time that the
+    `folder` is what `start_server` takes as `backends`, `libraries` are the files in it. `seconds` is the time that the
     build took, and `fresh` says whether anything had to be compiled.
     """
 
     folder: Path
     libraries: tuple[Path, ...]
-    command: str
     seconds: float
     fresh: bool
 
@@ -76,8 +75,7 @@ def build(*, patches: Mapping[str, str] | None = None, sanitize: str | None = No
     began = time.monotonic()
     place, fresh = make("all", patches=patches, sanitize=sanitize, march=march)
     libraries = tuple(place / "backends" / name / f"libtriton_{name}.so" for name in BACKENDS)
-    command = "\n".join(compile_command(name) for name in BACKENDS)
-    return Build(place / "backends", libraries, command, time.monotonic() - began, fresh)
+    return Build(place / "backends", libraries, time.monotonic() - began, fresh)
 
 
 def make(
@@ -103,7 +101,7 @@ def make(
 
 
 def compile_command(backend: str = BACKENDS[0]) -> str:
-    """One compiler call that makes a backend's library, as one types it in the project's folder.
+    """One compiler call that makes a backend's library as `build` does, to be typed in the project's folder.
 
     Parameters
     ----------
@@ -115,7 +113,7 @@ def compile_command(backend: str = BACKENDS[0]) -> str:
     output = library.relative_to(PROJECT) if library.is_relative_to(PROJECT) else library
     files = f"{source}/*.cc {source}/{backend}/*.cc"
     return (
-        shlex.join([compiler(), *FLAGS, f"-I{source}", "-shared", "-o", str(output)])
+        shlex.join([*shlex.split(compiler()), *FLAGS, f"-I{source}", "-shared", "-o", str(output)])
         + f" {files} "
         + " ".join(LIBRARIES)
     )
@@ -129,7 +127,7 @@ def compiler() -> str:
     BuildError
         There is none.
     """
-    wanted = os.environ.get("CXX", "")
+    wanted = os.environ.get("CXX", "").strip()
     if wanted and not shutil.which(shlex.split(wanted)[0]):
         raise BuildError(f"the variable CXX says {wanted!r}, but there is no such command; unset it, or correct it")
     found = wanted or next(filter(shutil.which, COMPILERS), None)
@@ -160,6 +158,8 @@ def _changed(place: Path, patches: Mapping[str, str]) -> Path:
     if not folder.exists():
         with _unfinished(folder) as new:
             _copy(place, new, patches)
+        for old in sorted(folder.parent.iterdir(), key=lambda one: one.stat().st_mtime)[:-KEEP_CHANGED]:
+            shutil.rmtree(old)
     return folder
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def server_command(launch: Launch) -> list[str]:
 def docker_command(launch: Launch) -> list[str]:
     """Run the image on the host's network, so that loopback is the host's loopback."""
     gpus = ["--gpus", "all"] if has_gpu() else []
-    models = [f"/{_folder_name(number)}" for number in range(len(launch.repositories))]
+    models = _mount_points(launch.repositories)
     mounted = dict(zip(models, launch.repositories, strict=True))
     mounted |= {f"{DOCKER_BACKENDS}/{backend.name}": backend for backend in launch.backends}
     volumes = [part for target, place in mounted.items() for part in ("--volume", f"{place}:{target}:ro")]
@@ -138,6 +139,12 @@ def docker_command(launch: Launch) -> list[str]:
         *(*volumes, docker_image(launch), "tritonserver"),
         *server_flags(launch, models, DOCKER_BACKENDS),
     ]
+
+
+def _mount_points(repositories: Sequence[Path]) -> list[str]:
+    """Where the repositories are in a container: side by side as here, so that links from one to another lead there."""
+    root = repositories[0] if len(repositories) == 1 else Path(os.path.commonpath(repositories))
+    return [str(Path("/models") / repository.relative_to(root)) for repository in repositories]
 
 
 def _folder_name(number: int) -> str:
@@ -155,10 +162,11 @@ def docker_image(launch: Launch) -> str:
     ServerStartError
         The image could not be built; the message holds the end of Docker's output.
     """
-    docker, tag = launch.source.binary, f"triton-ensemble-lab:{launch.source.place.rpartition(':')[2]}"
-    packages = _packages(launch.repositories)
+    docker, packages = launch.source.binary, _packages(launch.repositories)
     if not packages:
         return launch.source.place
+    release = launch.source.place.rpartition(":")[2]
+    tag = f"triton-ensemble-lab:{release}-{zlib.crc32(' '.join(packages).encode()):08x}"
     if subprocess.run([docker, "image", "inspect", tag], capture_output=True, check=False).returncode == 0:
         return tag
     install = json.dumps(["python3", "-m", "pip", "install", "--no-cache-dir", *packages])

@@ -44,7 +44,15 @@ class Fault:
     what: str
 
     def text(self) -> str:
-        """The whole file with the fault in it."""
+        """The whole file with the fault in it.
+
+        Raises
+        ------
+        ValueError
+            The lines that it replaces are not in the file (any more).
+        """
+        if _source(self.file).count(self.old) != 1:
+            raise ValueError(f"fault {self.name!r} does not fit {self.file}: the lines that it replaces are not there")
         return _source(self.file).replace(self.old, self.new)
 
 
@@ -127,7 +135,7 @@ def drive(
     fault : Fault, optional
         A fault that is built in; see `FAULTS`.
     sanitize : str, optional
-        "address", "thread", "undefined", or several with commas between them; None for no sanitizer.
+        "address", "undefined", or both with a comma between them; None for no sanitizer.
 
     Raises
     ------
@@ -180,9 +188,13 @@ def sanitized_server(fault: Fault | None = None) -> Iterator[TritonServer]:
         There is no compiler, it refused the sources, or it has no library of AddressSanitizer.
     ServerStartError
         The server did not become ready.
+    ValueError
+        The server is somebody else's, or in a container.
     """
     built = custom_backend.build(patches=_patches(fault), sanitize="address")
     found = find_source()
+    if found.kind not in ("native", "wheel"):
+        raise ValueError(f"the server is {found.kind} ({found.place}); a sanitizer needs one that is started here")
     environment = {
         "LD_PRELOAD": str(_preloaded()),
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:print_legend=0:color=never",

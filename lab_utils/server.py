@@ -216,10 +216,10 @@ class TritonServer:
         self._model_control("unload", model)
         ending = [process for process, name in self._stubs.items() if name.startswith(f"{model} version ")]
         _, left = psutil.wait_procs(ending, timeout=UNLOAD_SECONDS)
-        while left or self._is_unloading(model):
-            if left or time.monotonic() > deadline:
-                raise ServerError(f"model {model!r} was not unloaded within {UNLOAD_SECONDS:.0f} s: is a stream open?")
+        while not left and self._is_unloading(model) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+        if left or self._is_unloading(model):
+            raise ServerError(f"model {model!r} was not unloaded within {UNLOAD_SECONDS:.0f} s: is a stream open?")
         self._stubs = self._find_stubs()
 
     def _is_unloading(self, model: str) -> bool:

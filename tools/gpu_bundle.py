@@ -159,7 +159,7 @@ def copy_server(site: Path) -> None:
 def loaded_libraries(binary: Path) -> set[str]:
     """Names of the shared libraries that the loader finds for a program or library, those of the system too."""
     told = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=True).stdout
-    return {Path(path).name for path in re.findall(r"=> (/\S+)", told)}
+    return {Path(path).name for path in re.findall(r"=> (/.+?) \(0x", told)}
 
 
 def copy_libpython(folder: Path) -> None:
@@ -305,12 +305,14 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.stage:
+            if chosen.stage.exists() and any(chosen.stage.iterdir()):
+                raise BundleError(f"{chosen.stage} is not empty; name a new folder")
             stage(chosen.stage)
             return 0
         with tempfile.TemporaryDirectory() as scratch:
             stage(Path(scratch))
             pack(Path(scratch), chosen.out)
-    except (BundleError, RuntimeError) as error:
+    except (BundleError, RuntimeError, subprocess.CalledProcessError, FileNotFoundError) as error:
         print(f"gpu-bundle: {error}", file=sys.stderr)
         return 1
     print(

@@ -41,7 +41,7 @@ Device::Device(int number) : number_(number) {
   check(cuda.set_device(number_), "cudaSetDevice");
 }
 
-// The current device belongs to a thread, so each call sets its own.
+// The current device belongs to a thread. (What is freed is found by its address.)
 void* Device::allocate(size_t bytes) const {
   void* memory = nullptr;
   check(runtime().set_device(number_), "cudaSetDevice");

@@ -1,5 +1,6 @@
 #include "triton.h"
 
+#include <charconv>
 #include <chrono>
 #include <cstring>
 
@@ -16,6 +17,21 @@ std::string model_config(TRITONBACKEND_Model* model) {
   TRITONSERVER_MessageDelete(message);
   check(error);
   return text;
+}
+
+// One of the buffers that an input lies in; says how many bytes it had.
+uint64_t copy_part(TRITONBACKEND_Input* input, uint32_t index, char* to) {
+  const void* from = nullptr;
+  uint64_t bytes = 0;
+  TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
+  int64_t memory_id = 0;
+  check(TRITONBACKEND_InputBuffer(input, index, &from, &bytes, &memory, &memory_id));
+  if (memory == TRITONSERVER_MEMORY_GPU) {
+    Device(static_cast<int>(memory_id)).copy(to, from, bytes);
+  } else if (bytes > 0) {
+    std::memcpy(to, from, bytes);
+  }
+  return bytes;
 }
 
 const TRITONSERVER_Parameter* label(const char* name, const std::string& value) {
@@ -71,14 +87,16 @@ const std::string& ModelParameters::text(const char* name) const {
   }
 }
 
-int64_t ModelParameters::number(const char* name) const {
+int64_t ModelParameters::number(const char* name, int64_t least, int64_t most) const {
   const std::string& given = text(name);
-  constexpr size_t kMostDigits = 18;  // fit into 64 bits
-  if (given.empty() || given.size() > kMostDigits || given.find_first_not_of("0123456789") != std::string::npos) {
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), number);
+  if (error != std::errc() || end != given.data() + given.size() || number < least || number > most) {
     throw std::invalid_argument(std::string("model parameter \"") + name + "\" is \"" + given +
-                                "\"; expected a whole number");
+                                "\"; expected a whole number from " + std::to_string(least) + " to " +
+                                std::to_string(most));
   }
-  return std::stoll(given);
+  return number;
 }
 
 Place find_place(TRITONBACKEND_ModelInstance* instance) {
@@ -105,6 +123,10 @@ std::string model_file(TRITONBACKEND_Model* model, const ModelParameters& parame
 }
 
 StreamGauge::StreamGauge(TRITONBACKEND_Model* model, TRITONBACKEND_ModelInstance* instance) {
+  uint64_t version = 0;
+  const char* name = nullptr;
+  check(TRITONBACKEND_ModelVersion(model, &version));
+  check(TRITONBACKEND_ModelInstanceName(instance, &name));
   if (TRITONSERVER_Error* error =
           TRITONSERVER_MetricFamilyNew(&family_, TRITONSERVER_METRIC_KIND_GAUGE, "lab_open_streams",
                                        "Streams that a node of the lab holds state for")) {
@@ -112,10 +134,6 @@ StreamGauge::StreamGauge(TRITONBACKEND_Model* model, TRITONBACKEND_ModelInstance
     TRITONSERVER_ErrorDelete(error);
     return;
   }
-  uint64_t version = 0;
-  const char* name = nullptr;
-  check(TRITONBACKEND_ModelVersion(model, &version));
-  check(TRITONBACKEND_ModelInstanceName(instance, &name));
   const TRITONSERVER_Parameter* labels[] = {label("model", model_name(model)),
                                             label("version", std::to_string(version)), label("instance", name)};
   tolerate(TRITONSERVER_MetricNew(&metric_, family_, labels, std::size(labels)), "make a gauge");
@@ -149,19 +167,7 @@ std::optional<Input> read_input(TRITONBACKEND_Request* request, const char* name
   check(TRITONBACKEND_InputProperties(input, nullptr, nullptr, &dims, &rank, &bytes, &parts));
   Input read{std::string(bytes, '\0'), {dims, dims + rank}};
   char* to = read.bytes.data();
-  for (uint32_t i = 0; i < parts; ++i) {
-    const void* from = nullptr;
-    uint64_t part = 0;
-    TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
-    int64_t memory_id = 0;
-    check(TRITONBACKEND_InputBuffer(input, i, &from, &part, &memory, &memory_id));
-    if (memory == TRITONSERVER_MEMORY_GPU) {
-      Device(static_cast<int>(memory_id)).copy(to, from, part);
-    } else if (part > 0) {
-      std::memcpy(to, from, part);
-    }
-    to += part;
-  }
+  for (uint32_t i = 0; i < parts; ++i) to += copy_part(input, i, to);
   return read;
 }
 
@@ -191,16 +197,51 @@ bool put(TRITONBACKEND_Response* response, const Output& output, const Place* on
   return on_gpu;
 }
 
-std::vector<std::string> requested_outputs(TRITONBACKEND_Request* request) {
+// --- requests ---------------------------------------------------------------------------------------------------------
+
+std::set<std::string> requested_outputs(TRITONBACKEND_Request* request) {
   uint32_t count = 0;
   check(TRITONBACKEND_RequestOutputCount(request, &count));
-  std::vector<std::string> names;
+  std::set<std::string> names;
   for (uint32_t i = 0; i < count; ++i) {
     const char* name = nullptr;
     check(TRITONBACKEND_RequestOutputName(request, i, &name));
-    names.emplace_back(name);
+    names.emplace(name);
   }
   return names;
+}
+
+Parameters read_parameters(TRITONBACKEND_Request* request) {
+  Parameters parameters;
+  uint32_t count = 0;
+  check(TRITONBACKEND_RequestParameterCount(request, &count));
+  for (uint32_t i = 0; i < count; ++i) {
+    const char* name = nullptr;
+    const void* value = nullptr;
+    TRITONSERVER_ParameterType type{};
+    check(TRITONBACKEND_RequestParameter(request, i, &name, &type, &value));
+    if (type == TRITONSERVER_PARAMETER_BOOL) {
+      parameters[name] = *static_cast<const bool*>(value);
+    } else if (type == TRITONSERVER_PARAMETER_INT) {
+      parameters[name] = *static_cast<const int64_t*>(value);
+    } else if (type == TRITONSERVER_PARAMETER_DOUBLE) {
+      parameters[name] = *static_cast<const double*>(value);
+    } else if (type == TRITONSERVER_PARAMETER_STRING) {
+      parameters[name] = std::string(static_cast<const char*>(value));
+    }
+  }
+  return parameters;
+}
+
+void answer_with_error(TRITONBACKEND_Request* request, const char* text) {
+  TRITONSERVER_Error* error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, text);
+  TRITONBACKEND_Response* response = nullptr;
+  tolerate(TRITONBACKEND_ResponseNew(&response, request), "make a response");
+  if (response != nullptr) {
+    tolerate(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error), "send an error");
+  }
+  TRITONSERVER_ErrorDelete(error);
+  tolerate(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL), "release a request");
 }
 
 }  // namespace token_stream

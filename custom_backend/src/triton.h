@@ -1,14 +1,17 @@
 // What both backends need of Triton's C API: errors as exceptions, tensors in and out, a model's parameters, a gauge.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "device.h"
 #include "json.h"
+#include "parameters.h"
 #include "triton_api.h"
 
 namespace token_stream {
@@ -44,14 +47,14 @@ uint64_t now_ns();
 
 // --- models and instances ---------------------------------------------------------------------------------------------
 
-// The parameters in a model's configuration, all of which are strings there. One that is missing, or no number where one
-// is expected, throws std::invalid_argument with its name.
+// The parameters in a model's configuration, all of which are strings there. One that is missing, or no number in its
+// bounds where one is expected, throws std::invalid_argument with its name.
 class ModelParameters {
  public:
   explicit ModelParameters(TRITONBACKEND_Model* model);
 
   const std::string& text(const char* name) const;
-  int64_t number(const char* name) const;
+  int64_t number(const char* name, int64_t least, int64_t most = std::numeric_limits<int64_t>::max()) const;
 
  private:
   Json config_;
@@ -148,7 +151,15 @@ std::string element(const std::string& text);
 // whether it lies there.
 bool put(TRITONBACKEND_Response* response, const Output& output, const Place* on_device = nullptr);
 
+// --- requests ---------------------------------------------------------------------------------------------------------
+
 // The names of the outputs that a request asks for.
-std::vector<std::string> requested_outputs(TRITONBACKEND_Request* request);
+std::set<std::string> requested_outputs(TRITONBACKEND_Request* request);
+
+// A request's parameters; those of a type that no client library sends are left out.
+Parameters read_parameters(TRITONBACKEND_Request* request);
+
+// Answer a request with an error, and release it.
+void answer_with_error(TRITONBACKEND_Request* request, const char* text);
 
 }  // namespace token_stream

@@ -229,6 +229,8 @@ TRITONSERVER_Error* TRITONBACKEND_ModelInstanceResponseStatisticsSetComputeOutpu
     TRITONBACKEND_ModelInstanceResponseStatistics* response_statistics, uint64_t compute_output_start);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseEnd(
     TRITONBACKEND_ModelInstanceResponseStatistics* response_statistics, uint64_t response_end);
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceResponseStatisticsSetError(
+    TRITONBACKEND_ModelInstanceResponseStatistics* response_statistics, TRITONSERVER_Error* error);
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportResponseStatistics(
     TRITONBACKEND_ModelInstanceResponseStatistics* response_statistics);
 

@@ -140,6 +140,8 @@ TEST(a_stream_through_the_backend) {
   CHECK_EQUAL(after.failed - before.failed, 0U);
   CHECK_EQUAL(after.executions - before.executions, 1U);
   CHECK_EQUAL(after.responses - before.responses, 8U);
+  CHECK_EQUAL(after.failed_responses - before.failed_responses, 0U);
+  CHECK_EQUAL(after.computed_responses - before.computed_responses, 8U);
 }
 
 TEST(a_prompt_and_an_input_in_parts) {
@@ -314,8 +316,10 @@ TEST(loading_that_fails) {
       {"weights", "token_bytes.safetensors", "metadata \"config\" is missing"},
       {"tokens", "recipes.safetensors", "tensor \"data\" is missing"},
       {"max_streams", "-1", "model parameter \"max_streams\" is \"-1\"; expected a whole number"},
+      {"max_streams", "0", "expected a whole number from 1 to 1000000"},
+      {"default_message_ids", "5001", "expected a whole number from 1 to 5000"},
       {"max_waiting", "", "model parameter \"max_waiting\" is \"\"; expected a whole number"},
-      {"hard_message_ids", "1234567890123456789", "expected a whole number"}};
+      {"hard_message_ids", "12345678901234567890", "expected a whole number"}};
   for (const auto& one : bad) {
     const NothingLeft nothing;
     const Model model(triton::kTokenStream, "node", with(kStreamParameters, one[0], one[1]));
@@ -323,7 +327,7 @@ TEST(loading_that_fails) {
   }
   const NothingLeft nothing;
   const Model model(triton::kTokenStream, "node", {{"rung", "latest"}});
-  CHECK_EQUAL(model.error(), "model parameter \"weights\" is missing in config.pbtxt");
+  CHECK_EQUAL(model.error(), "model parameter \"tokens\" is missing in config.pbtxt");
 }
 
 TEST(a_server_of_another_version) {

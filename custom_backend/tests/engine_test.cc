@@ -339,6 +339,19 @@ TEST(a_stream_that_waits_for_its_client_is_cancelled) {
   CHECK_EQUAL(record->count(), 2U);
 }
 
+// The server crashes where a last response comes right behind a cancellation.
+TEST(a_grant_of_nothing_does_not_hurry_a_cancelled_stream) {
+  Rig rig("latest");
+  const auto record = rig.forced(counted(9), window(2, 1));
+  record->await_count(2);
+  record->cancel();
+  rig.forced({}, grant(0, 1))->await_free();
+  CHECK_EQUAL(record->finished(), 0U);
+  record->await_free();
+  CHECK_EQUAL(record->count(), 2U);
+  CHECK_EQUAL(record->finished(), 1U);
+}
+
 TEST(a_sender_that_throws) {
   Rig rig("latest");
   const auto other = rig.forced(counted(500));
@@ -534,7 +547,7 @@ TEST(nothing_follows_the_end_mark) {
 TEST(an_engine_without_streams_ends) {
   Rig rig("append");
   rig.unload();
-  CHECK(rig.open_streams().empty());
+  CHECK_EQUAL(rig.open_streams().back(), 0U);
 }
 
 }  // namespace

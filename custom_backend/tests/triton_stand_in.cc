@@ -113,6 +113,7 @@ struct TRITONBACKEND_ModelInstanceResponseStatistics {
   TRITONBACKEND_ModelInstance* instance = nullptr;
   TRITONBACKEND_ResponseFactory* factory = nullptr;
   uint64_t start = 0, output = 0, end = 0;
+  bool failed = false;
   Counted counted{"statistics"};
 };
 
@@ -180,7 +181,7 @@ void Answers::add(Response response) {
 
 void Answers::end() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  CHECK(!released_);
+  CHECK(!released_ && ends_ == 0);
   ++ends_;
 }
 
@@ -605,12 +606,19 @@ TRITONSERVER_Error* TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseEnd(
   statistics->end = at;
   return nullptr;
 }
+TRITONSERVER_Error* TRITONBACKEND_ModelInstanceResponseStatisticsSetError(
+    TRITONBACKEND_ModelInstanceResponseStatistics* statistics, TRITONSERVER_Error* error) {
+  statistics->failed = error != nullptr;
+  return nullptr;
+}
 TRITONSERVER_Error* TRITONBACKEND_ModelInstanceReportResponseStatistics(
     TRITONBACKEND_ModelInstanceResponseStatistics* statistics) {
   MAY_FAIL();
   CHECK(statistics->instance->model != nullptr && statistics->factory->request->answers != nullptr);
   CHECK(statistics->start <= statistics->output && statistics->output <= statistics->end);
   count(&triton::Reports::responses);
+  if (statistics->failed) count(&triton::Reports::failed_responses);
+  if (statistics->output > statistics->start) count(&triton::Reports::computed_responses);
   return nullptr;
 }
 

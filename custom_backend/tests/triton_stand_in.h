@@ -112,9 +112,10 @@ class Model {
 std::map<std::string, size_t> left();
 size_t made(const std::string& kind);
 
-// Reports to the statistics: requests that went well, that failed, executions, responses.
+// Reports to the statistics: requests that went well, that failed, executions, responses; of the responses, those that
+// failed, and those that took time before their output began.
 struct Reports {
-  size_t well, failed, executions, responses;
+  size_t well, failed, executions, responses, failed_responses, computed_responses;
 };
 Reports reports();
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pynvml
 import pytest
-from gpu_servers import CPP_MODELS, ROOT, RUNGS, backend_folder, server_on_gpu, with_kind
+from gpu_servers import CPP_MODELS, ROOT, RUNGS, backend_folder, server_on_gpu
 
+from lab_utils.backends import on_device
 from lab_utils.device import first_device
 from lab_utils.gpu_memory import open_card
 from lab_utils.launch import CUDA_POOL_BYTES
@@ -63,7 +64,7 @@ def _own_servers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """The Python node with all rungs, on the CPU: what everything else is compared with."""
-    models = with_kind(MODEL_REPOSITORY, tmp_path_factory.mktemp("cpu") / "models", "KIND_CPU", ["inference"])
+    models = on_device(MODEL_REPOSITORY, tmp_path_factory.mktemp("cpu") / "models", "CPU", ["inference"])
     with server_on_gpu([f"ensemble_{rung}" for rung in RUNGS], repository=models) as server:
         yield server
 
@@ -79,7 +80,7 @@ def python_node() -> Iterator[TritonServer]:
 def cpp_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository of the C++ node, with its models on the GPU."""
     nodes = [f"token_stream_{rung}" for rung in RUNGS]
-    return with_kind(CPP_MODELS, tmp_path_factory.mktemp("gpu") / "models", "KIND_GPU", nodes)
+    return on_device(CPP_MODELS, tmp_path_factory.mktemp("gpu") / "models", "GPU", nodes)
 
 
 @pytest.fixture(scope="session")

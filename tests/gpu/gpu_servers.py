@@ -1,14 +1,11 @@
 """Servers for the tests on a GPU: copies of a repository on another device, and what a server leaves on the card."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
-from google.protobuf import text_format
 from leftovers import assert_gone, launch_of, until_none
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from lab_utils import custom_backend
 from lab_utils.client import stream
@@ -29,26 +26,6 @@ PROMPTS = (
 TOKENS = 12
 CPP_MODELS = custom_backend.REPOSITORY
 PREBUILT = custom_backend.FOLDER / "prebuilt" / "backends"  # in the archive that `make gpu-bundle` packs
-
-
-def with_kind(repository: Path, target: Path, kind: str, models: Sequence[str]) -> Path:
-    """A copy of a model repository in which these models run on another kind of device, such as "KIND_GPU".
-
-    Raises
-    ------
-    ValueError
-        A model has no instance group that could be changed.
-    """
-    shutil.copytree(repository, target, ignore=shutil.ignore_patterns("__pycache__"))
-    for model in models:
-        path = target / model / "config.pbtxt"
-        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-        if not config.instance_group:
-            raise ValueError(f"model {model!r} in {repository} has no instance_group; expected one with a kind")
-        for group in config.instance_group:
-            group.kind = ModelInstanceGroup.Kind.Value(kind)
-        path.write_text(text_format.MessageToString(config), encoding="utf-8")
-    return target
 
 
 def backend_folder() -> Path:

@@ -196,6 +196,14 @@ PARAMETERS = ["rung", "weights", "tokens", "default_message_ids", "hard_message_
 PARAMETERS += ["grant_seconds"]
 RUNGS_SAID = "; expected append, release, replace or latest"
 NUMBER = "; expected a whole number"
+
+
+def with_second_id(data: bytes, token: int) -> bytes:
+    """The weights file with another id in row 1; the ids are its first tensor."""
+    begin = 8 + int.from_bytes(data[:8], "little") + 4
+    return data[:begin] + token.to_bytes(4, "little") + data[begin + 4 :]
+
+
 CHANGED = [
     ("rung", "newest", f'model parameter "rung" is "newest"{RUNGS_SAID}'),
     ("rung", "Latest", f'model parameter "rung" is "Latest"{RUNGS_SAID}'),
@@ -205,6 +213,9 @@ CHANGED = [
     ("grant_seconds", "1.5", f'model parameter "grant_seconds" is "1.5"{NUMBER}'),
     ("hard_message_ids", "", f'model parameter "hard_message_ids" is ""{NUMBER}'),
     ("default_message_ids", "9" * 19, f'model parameter "default_message_ids" is "{"9" * 19}"{NUMBER}'),
+    ("max_streams", "0", f'model parameter "max_streams" is "0"{NUMBER} from 1 to 1000000'),
+    ("default_message_ids", "134217729", f'"default_message_ids" is "134217729"{NUMBER} from 1 to 134217728'),
+    ("grant_seconds", "0", f'model parameter "grant_seconds" is "0"{NUMBER} from 1 to '),
     ("weights", "absent.safetensors", "/broken/absent.safetensors: it cannot be opened. Restore the file"),
     ("tokens", "absent.safetensors", "/broken/absent.safetensors: it cannot be opened. Restore the file"),
     ("weights", "", "/broken/: it does not begin with the length of a header"),
@@ -219,6 +230,10 @@ FILES = {
     "no JSON": (lambda data: data[:8] + b"[" + data[9:], "JSON, character "),
     "cut in the tensors": (lambda data: data[:-1], "lies outside of the file"),
     "another type": (lambda data: data.replace(b'"I32"', b'"I64"'), "has dtype I64; expected F16, F32, I32 or U8"),
+    "an id past the vocabulary": (
+        lambda data: with_second_id(data, 2**31 - 1),
+        "token id 2147483647 is not in the table of tokens. Name two files that belong together",
+    ),
     "another name": (
         lambda data: data.replace(b"model.norm.w", b"model.nork.w"),
         'tensor "model.norm.weight" is missing',

@@ -5,6 +5,7 @@ import gc
 import http.server
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -351,7 +352,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
     (home / "answering.cc").write_text(ANSWERING)
     unloaded, library = f'-DUNLOADED="{made.unloaded}"', made.backends / "answering" / "libtriton_answering.so"
     flags = ["-std=c++17", "-shared", "-fPIC", unloaded, "-o", str(library)]
-    subprocess.run([*compiler(), *flags, str(home / "answering.cc")], check=True)
+    subprocess.run([*shlex.split(compiler()), *flags, str(home / "answering.cc")], check=True)
     return made
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,9 @@ import psutil
 import pytest
 from leftovers import assert_gone, launch_of, triton_process
 
+from lab_utils import custom_backend, sources
 from lab_utils import launch as launch_module
 from lab_utils import server as server_module
-from lab_utils import sources
 from lab_utils.client import stream
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.launch import Launch, Ports
@@ -301,7 +302,13 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDock
     return made
 
 
-TAG = "triton-ensemble-lab:24.10-py3"
+def tag_of(*packages: str) -> str:
+    """The image with these packages: another one for others."""
+    return f"triton-ensemble-lab:24.10-py3-{zlib.crc32(' '.join(packages).encode()):08x}"
+
+
+REQUIREMENTS = (MODEL_REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+TAG = tag_of(*(line for line in REQUIREMENTS if line and not line.startswith("#")))
 
 
 def test_the_life_of_a_container(docker, tmp_path):
@@ -361,20 +368,39 @@ def test_gpus_are_asked_for_only_with_a_gpu(docker, monkeypatch):
 
 def test_every_repository_and_every_further_backend_is_mounted(docker, tmp_path):
     backends = [tmp_path / "one" / "fast", tmp_path / "two" / "slow"]
-    repositories = [MODEL_REPOSITORY, tmp_path / "my models"]
+    repositories = [MODEL_REPOSITORY, custom_backend.REPOSITORY]
     made = Launch(find_source("docker"), repositories, [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder, [], backends)
     command = launch_module.docker_command(made)
     assert command[command.index("--shm-size") + 2 : command.index("tritonserver")] == [
-        *("--volume", f"{MODEL_REPOSITORY}:/models:ro", "--volume", f"{tmp_path}/my models:/models_2:ro"),
+        *("--volume", f"{MODEL_REPOSITORY}:/models/model_repository:ro"),
+        *("--volume", f"{custom_backend.REPOSITORY}:/models/custom_backend/models:ro"),
         *("--volume", f"{tmp_path}/one/fast:/opt/tritonserver/backends/fast:ro"),
         *("--volume", f"{tmp_path}/two/slow:/opt/tritonserver/backends/slow:ro"),
         TAG,
     ]
     flags = command[command.index("tritonserver") :]
     assert [flag for flag in flags if "repository" in flag or "directory" in flag] == [
-        *("--model-repository=/models", "--model-repository=/models_2"),
+        *("--model-repository=/models/model_repository", "--model-repository=/models/custom_backend/models"),
         "--backend-directory=/opt/tritonserver/backends",
     ]
+
+
+def test_links_from_one_repository_to_another_lead_there_in_the_container(docker):
+    """The weights of the C++ models are links to those of the Python models."""
+    made = Launch(
+        find_source("docker"),
+        [MODEL_REPOSITORY, custom_backend.REPOSITORY],
+        [MODEL],
+        "0" * 12,
+        Ports(1, 2, 3),
+        docker.folder,
+    )
+    command = launch_module.docker_command(made)
+    volumes = [command[at + 1].split(":")[:2] for at, word in enumerate(command) if word == "--volume"]
+    mounted = dict(volumes)
+    link = custom_backend.REPOSITORY / "token_stream_latest" / "recipes.safetensors"
+    inside = Path(mounted[str(custom_backend.REPOSITORY)], "token_stream_latest", link.readlink())
+    assert os.path.normpath(inside) == f"{mounted[str(MODEL_REPOSITORY)]}/inference/recipes.safetensors"
 
 
 def test_a_further_backend_never_hides_the_images_python_backend(docker, tmp_path):
@@ -394,8 +420,9 @@ def test_the_image_has_the_packages_of_all_repositories_or_is_the_stock_one(dock
     assert docker.calls_of("build") == []
     (second / "requirements.txt").write_text("# of the second\nnumpy==1.26.4\nanother==1.0\n")
     both = Launch(source, [MODEL_REPOSITORY, second], [MODEL], "0" * 12, Ports(1, 2, 3), docker.folder)
-    assert launch_module.docker_image(both) == TAG
+    tag = launch_module.docker_image(both)
     packages = json.loads((docker.folder / "recipe.txt").read_text().partition("RUN ")[2])
+    assert tag == tag_of(*packages[packages.index("--no-cache-dir") + 1 :]) != TAG
     assert packages[-1] == "another==1.0"
     assert packages.count("numpy==1.26.4") == 1
 

@@ -107,14 +107,17 @@ def test_responses_are_counted_by_number_over_all_versions(versions, expected):
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
+STREAMING = ["token_stream_latest", "token_stream_append"]
+
+
 def kinds(repository, model):
     config = text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
     return [group.Kind.Name(group.kind) for group in config.instance_group]
 
 
-def test_models_of_one_backend_move_to_another_device(tmp_path):
+def test_the_named_models_move_to_another_device(tmp_path):
     before = (custom_backend.REPOSITORY / "token_stream_latest/config.pbtxt").read_bytes()
-    copy = on_device(custom_backend.REPOSITORY, tmp_path / "models", "GPU", "token_stream")
+    copy = on_device(custom_backend.REPOSITORY, tmp_path / "models", "GPU", STREAMING)
     assert kinds(copy, "token_stream_latest") == kinds(copy, "token_stream_append") == ["KIND_GPU"]
     assert kinds(copy, "postprocess_cpp") == ["KIND_CPU"]
     assert (custom_backend.REPOSITORY / "token_stream_latest/config.pbtxt").read_bytes() == before
@@ -122,14 +125,14 @@ def test_models_of_one_backend_move_to_another_device(tmp_path):
 
 
 def test_an_earlier_copy_is_written_over(tmp_path):
-    on_device(custom_backend.REPOSITORY, tmp_path / "models", "GPU", "token_stream")
-    copy = on_device(custom_backend.REPOSITORY, tmp_path / "models", "CPU", "token_stream")
+    on_device(custom_backend.REPOSITORY, tmp_path / "models", "GPU", STREAMING)
+    copy = on_device(custom_backend.REPOSITORY, tmp_path / "models", "CPU", STREAMING)
     assert kinds(copy, "token_stream_latest") == ["KIND_CPU"]
 
 
 def test_a_kind_that_triton_does_not_know_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="KIND_TPU"):
-        on_device(custom_backend.REPOSITORY, tmp_path / "models", "TPU", "token_stream")
+        on_device(custom_backend.REPOSITORY, tmp_path / "models", "TPU", STREAMING)
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from pathlib import Path
 import gpu_bundle
 import pytest
 from google.protobuf import text_format
-from gpu_servers import with_kind
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
+from lab_utils.backends import on_device
 from lab_utils.custom_backend import BACKENDS
 from lab_utils.server import MODEL_REPOSITORY
 
@@ -43,7 +43,8 @@ def unpacked(staged: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     gpu_bundle.pack(staged, place / "gpu_bundle.tar.xz", preset=2)  # larger than the real one, and made sooner
     assert (place / "gpu_bundle.tar.xz").stat().st_size < 60 * 2**20
     with tarfile.open(place / "gpu_bundle.tar.xz") as archive:
-        archive.extractall(place, filter="data")
+        archive.extraction_filter = tarfile.data_filter if hasattr(tarfile, "data_filter") else None  # not in 3.11.2
+        archive.extractall(place)
     yield place / "gpu_bundle"
     shutil.rmtree(place)
 
@@ -57,7 +58,7 @@ def binaries(folder: Path) -> list[Path]:
 def libraries_of(program: Path) -> dict[str, str]:
     """Each library that the loader looks for, with the path where it is found, or "not found"."""
     told = subprocess.run(["ldd", str(program)], env={}, capture_output=True, text=True, check=True).stdout
-    return dict(re.findall(r"^\s*(\S+) => (\S+|not found)(?: \(|$)", told, re.MULTILINE))
+    return dict(re.findall(r"^\s*(\S+) => (/.+?|not found)(?: \(|$)", told, re.MULTILINE))
 
 
 # --- content ----------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_another_python_is_told_which_one_is_needed(unpacked):
 
 
 def test_only_the_named_models_move_to_the_gpu(tmp_path):
-    moved = with_kind(MODEL_REPOSITORY, tmp_path / "models", "KIND_GPU", ["inference"])
+    moved = on_device(MODEL_REPOSITORY, tmp_path / "models", "GPU", ["inference"])
 
     def config(folder: Path, model: str) -> ModelConfig:
         return text_format.Parse((folder / model / "config.pbtxt").read_text(encoding="utf-8"), ModelConfig())
@@ -214,4 +215,4 @@ def test_only_the_named_models_move_to_the_gpu(tmp_path):
 
 def test_a_model_without_an_instance_group_cannot_be_moved(tmp_path):
     with pytest.raises(ValueError, match=r"model 'ensemble_latest' .* has no instance_group"):
-        with_kind(MODEL_REPOSITORY, tmp_path / "models", "KIND_GPU", ["ensemble_latest"])
+        on_device(MODEL_REPOSITORY, tmp_path / "models", "GPU", ["ensemble_latest"])

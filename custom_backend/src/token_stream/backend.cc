@@ -1,7 +1,7 @@
 // The backend `token_stream`: the inference node. What a stream is and does is in the other files of this folder, which
 // know nothing of Triton.
 
-#include <set>
+#include <utility>
 
 #include "token_stream/engine.h"
 #include "triton.h"
@@ -9,23 +9,27 @@
 namespace token_stream {
 namespace {
 
+constexpr int64_t kMostStreams = 1'000'000;
+
 // Sends the responses of one request, and keeps the request until the last one has been sent: so Triton counts it as open
 // for exactly as long as it is, and its trace has all that was sent for it.
 class TritonSender : public Sender {
  public:
   TritonSender(const Place& place, TRITONBACKEND_Request* request) : place_(place), request_(request) {
-    for (std::string& name : requested_outputs(request)) wanted_.insert(std::move(name));
+    wanted_ = requested_outputs(request);
     check(TRITONBACKEND_ResponseFactoryNew(&factory_, request));
   }
 
-  // The factory goes before the request that it was made from.
+  // The factory goes before the request that it was made from. A stream that something kept from its regular end is
+  // ended here: otherwise its client would wait for good.
   ~TritonSender() override {
+    if (!finished_) finish();
     tolerate(TRITONBACKEND_ResponseFactoryDelete(factory_), "delete a response factory");
     tolerate(TRITONBACKEND_RequestRelease(request_, TRITONSERVER_REQUEST_RELEASE_ALL), "release a request");
   }
 
   Memory send(const Message& message, const std::string& error, int64_t heap) override {
-    const uint64_t began = now_ns();
+    const uint64_t output_began = now_ns();
     TRITONBACKEND_Response* response = nullptr;
     check(TRITONBACKEND_ResponseNewFromFactory(&response, factory_));
     bool on_gpu = false;
@@ -35,14 +39,14 @@ class TritonSender : public Sender {
       tolerate(TRITONBACKEND_ResponseDelete(response), "delete a response");
       throw;
     }
-    const uint64_t filled = now_ns();
     check(TRITONBACKEND_ResponseSend(response, 0, nullptr));
-    report(began, filled);
     failed_ = failed_ || !error.empty();
+    report(output_began, error);
     return on_gpu ? Memory::kGpu : Memory::kCpu;
   }
 
   void finish() override {
+    finished_ = true;
     tolerate(TRITONBACKEND_ResponseFactorySendFlags(factory_, TRITONSERVER_RESPONSE_COMPLETE_FINAL), "end a stream");
     const uint64_t now = now_ns();
     tolerate(TRITONBACKEND_ModelInstanceReportStatistics(place_.instance, request_, !failed_, began_, began_, now, now),
@@ -75,18 +79,25 @@ class TritonSender : public Sender {
     return on_gpu;
   }
 
-  // What the server's statistics show under "response_stats": one entry for each response of a request.
-  void report(uint64_t began, uint64_t filled) const {
+  // What the server's statistics show under "response_stats": one entry for each response of a request. It was computed
+  // from the end of the response before it until its output began.
+  void report(uint64_t output_began, const std::string& error) {
+    const auto set = [](TRITONSERVER_Error* failure) { tolerate(failure, "report a response"); };
+    const uint64_t computing_began = std::exchange(reported_, now_ns());
     TRITONBACKEND_ModelInstanceResponseStatistics* statistics = nullptr;
-    check(TRITONBACKEND_ModelInstanceResponseStatisticsNew(&statistics));
-    const auto set = [](TRITONSERVER_Error* error) { tolerate(error, "report a response"); };
+    set(TRITONBACKEND_ModelInstanceResponseStatisticsNew(&statistics));
+    if (statistics == nullptr) return;
     set(TRITONBACKEND_ModelInstanceResponseStatisticsSetModelInstance(statistics, place_.instance));
     set(TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseFactory(statistics, factory_));
-    set(TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseStart(statistics, began));
-    set(TRITONBACKEND_ModelInstanceResponseStatisticsSetComputeOutputStart(statistics, filled));
-    set(TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseEnd(statistics, now_ns()));
+    set(TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseStart(statistics, computing_began));
+    set(TRITONBACKEND_ModelInstanceResponseStatisticsSetComputeOutputStart(statistics, output_began));
+    set(TRITONBACKEND_ModelInstanceResponseStatisticsSetResponseEnd(statistics, reported_));
+    TRITONSERVER_Error* failed =
+        error.empty() ? nullptr : TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INVALID_ARG, error.c_str());
+    if (failed != nullptr) set(TRITONBACKEND_ModelInstanceResponseStatisticsSetError(statistics, failed));
     set(TRITONBACKEND_ModelInstanceReportResponseStatistics(statistics));
     set(TRITONBACKEND_ModelInstanceResponseStatisticsDelete(statistics));
+    if (failed != nullptr) TRITONSERVER_ErrorDelete(failed);
   }
 
   const Place& place_;
@@ -94,32 +105,11 @@ class TritonSender : public Sender {
   TRITONBACKEND_ResponseFactory* factory_ = nullptr;
   std::set<std::string> wanted_;
   uint64_t began_ = now_ns();
-  bool failed_ = false;
+  uint64_t reported_ = began_;  // when the response before this one was sent
+  bool failed_ = false, finished_ = false;
 };
 
 // --- requests ---------------------------------------------------------------------------------------------------------
-
-Parameters read_parameters(TRITONBACKEND_Request* request) {
-  Parameters parameters;
-  uint32_t count = 0;
-  check(TRITONBACKEND_RequestParameterCount(request, &count));
-  for (uint32_t i = 0; i < count; ++i) {
-    const char* name = nullptr;
-    const void* value = nullptr;
-    TRITONSERVER_ParameterType type{};
-    check(TRITONBACKEND_RequestParameter(request, i, &name, &type, &value));
-    if (type == TRITONSERVER_PARAMETER_BOOL) {
-      parameters[name] = *static_cast<const bool*>(value);
-    } else if (type == TRITONSERVER_PARAMETER_INT) {
-      parameters[name] = *static_cast<const int64_t*>(value);
-    } else if (type == TRITONSERVER_PARAMETER_DOUBLE) {
-      parameters[name] = *static_cast<const double*>(value);
-    } else if (type == TRITONSERVER_PARAMETER_STRING) {
-      parameters[name] = std::string(static_cast<const char*>(value));
-    }
-  }
-  return parameters;
-}
 
 std::optional<Ids> read_ids(TRITONBACKEND_Request* request, const char* name) {
   const std::optional<Input> input = read_input(request, name);
@@ -141,9 +131,25 @@ void read_request(TRITONBACKEND_Request* from, const Limits& limits, Request& to
 // --- instances --------------------------------------------------------------------------------------------------------
 
 Limits read_limits(const ModelParameters& parameters) {
-  const auto size = [&](const char* name) { return static_cast<size_t>(parameters.number(name)); };
-  return {parameters.number("default_message_ids"), parameters.number("hard_message_ids"), size("max_streams"),
-          size("max_waiting"), static_cast<double>(parameters.number("grant_seconds"))};
+  const int64_t hard = parameters.number("hard_message_ids", 1);
+  return {parameters.number("default_message_ids", 1, hard), hard,
+          static_cast<size_t>(parameters.number("max_streams", 1, kMostStreams)),
+          static_cast<size_t>(parameters.number("max_waiting", 0, kMostStreams)),
+          static_cast<double>(parameters.number("grant_seconds", 1))};
+}
+
+// Both files are the user's to name: every id that the model can say must be in the table of tokens. The end token is
+// never said.
+Transformer load_transformer(const std::string& path, const TokenBytes& tokens) {
+  Transformer transformer(path);
+  for (size_t row = 1; row < transformer.rows(); ++row) {
+    const int32_t id = transformer.id(static_cast<int>(row));
+    if (id != transformer.eos() && (id < 0 || static_cast<size_t>(id) >= tokens.size())) {
+      throw std::runtime_error("weights file " + path + ": token id " + std::to_string(id) +
+                               " is not in the table of tokens. Name two files that belong together");
+    }
+  }
+  return transformer;
 }
 
 // One instance of a model: its weights, its streams, and the thread that moves them on.
@@ -151,13 +157,13 @@ class Instance {
  public:
   Instance(TRITONBACKEND_Model* model, TRITONBACKEND_ModelInstance* instance, const ModelParameters& parameters)
       : place_(find_place(instance)),
-        transformer_(model_file(model, parameters, "weights")),
         node_{model_name(model),
               &find_rung(parameters.text("rung")),
               TokenBytes(model_file(model, parameters, "tokens")),
               read_limits(parameters),
               place_.device.get(),
               Buffer(place_.device.get())},
+        transformer_(load_transformer(model_file(model, parameters, "weights"), node_.tokens)),
         gauge_(model, instance),
         engine_(
             node_, transformer_, [](const std::string& text) { log(TRITONSERVER_LOG_ERROR, "token_stream: " + text); },
@@ -167,8 +173,8 @@ class Instance {
     Request request;
     try {
       request.sender = std::make_unique<TritonSender>(place_, from);
-    } catch (...) {
-      tolerate(TRITONBACKEND_RequestRelease(from, TRITONSERVER_REQUEST_RELEASE_ALL), "release a request");
+    } catch (const std::exception& failure) {  // without a factory, an error in place of a stream
+      answer_with_error(from, failure.what());
       throw;
     }
     std::string error;
@@ -186,8 +192,8 @@ class Instance {
 
  private:
   Place place_;
-  Transformer transformer_;
   Node node_;
+  Transformer transformer_;
   StreamGauge gauge_;
   Engine engine_;  // last: it ends first, while all that its streams use is there
 };

@@ -1,6 +1,7 @@
 #include "token_stream/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <utility>
 
@@ -66,7 +67,13 @@ void Engine::run() {
 
 // Carry out what was ordered meanwhile, then one iteration. False once the engine is to stop.
 bool Engine::turn() {
-  for (const Order& order : take_orders()) order();
+  for (const Order& order : take_orders()) {
+    try {
+      order();
+    } catch (const std::exception& error) {  // the others must still be carried out
+      log_error_(std::string("an order failed: ") + error.what());
+    }
+  }
   bool stopping = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -77,7 +84,7 @@ bool Engine::turn() {
   } else {
     iterate();
   }
-  if (streams_.size() != reported_) open_streams_(reported_ = streams_.size());
+  open_streams_(streams_.size());
   return !stopping;
 }
 
@@ -129,7 +136,7 @@ void Engine::grant(Stream& answer) {
   }
   if (*options.grant > 0) {
     stream->window()->grant(*options.grant);
-  } else {
+  } else if (!stream->look_for_cancel()) {  // otherwise it is being closed already
     attempt(*stream, [&] {
       stream->cut();
       end(*stream, "");

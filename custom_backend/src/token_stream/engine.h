@@ -1,7 +1,6 @@
 // Continuous batching: all streams of a model instance, moved on together, in a thread of its own.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -20,8 +19,8 @@ namespace token_stream {
 // Only the engine's thread touches a stream once it was handed over: the others put orders into a queue.
 class Engine {
  public:
-  // `log_error` is called with what has no stream to be told to; `open_streams` with their number, when it has changed.
-  // Both are called in the engine's thread.
+  // `log_error` is called with what has no stream to be told to, `open_streams` with their number after every turn. Both
+  // are called in the engine's thread.
   Engine(Node& node, Transformer& transformer, std::function<void(const std::string&)> log_error,
          std::function<void(size_t)> open_streams);
   // Ends the thread, after what was ordered before; a stream that is still open then ends with an error.
@@ -65,7 +64,6 @@ class Engine {
   std::function<void(const std::string&)> log_error_;
   std::function<void(size_t)> open_streams_;
   Streams streams_;
-  size_t reported_ = 0;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::vector<Order> orders_;

@@ -2,16 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
-#include <string>
-#include <variant>
+
+#include "parameters.h"
 
 namespace token_stream {
-
-// What a request parameter can be.
-using Parameter = std::variant<bool, int64_t, double, std::string>;
-using Parameters = std::map<std::string, Parameter>;
 
 // What the configuration of a model says: see models/token_stream_append/config.pbtxt.
 struct Limits {

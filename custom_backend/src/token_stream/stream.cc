@@ -1,5 +1,7 @@
 #include "token_stream/stream.h"
 
+#include <algorithm>
+#include <limits>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -139,6 +141,7 @@ void Stream::send(const Message& message, const std::string& error, int64_t heap
 
 // The last message of a stream that has no ids, or no more.
 void Stream::send_no_ids(const std::string& error) {
+  if (cancelled()) return;
   send({{}, 0, id_, true, 0}, error, traces_heap() ? static_cast<int64_t>(held_bytes()) : kNotTraced);
 }
 

@@ -13,6 +13,7 @@ namespace token_stream {
 namespace {
 
 constexpr int kUnknownRow = 0;
+constexpr size_t kMostLayers = 1000;  // a number of a broken file must not use up the memory
 
 size_t padded(size_t columns) { return (columns + kTile - 1) / kTile * kTile; }
 
@@ -51,21 +52,11 @@ Transformer::Transformer(const std::string& path) {
   const SafeTensors file(path);
   try {
     const Json config = Json::parse(file.metadata("config"));
-    hidden_ = config.at("hidden_size").size();
-    inner_ = config.at("intermediate_size").size();
-    heads_ = config.at("num_attention_heads").size();
-    eps_ = static_cast<float>(config.at("rms_norm_eps").number());
-    eos_ = static_cast<int32_t>(config.at("eos_token_id").size());
-    layers_.resize(config.at("num_hidden_layers").size());
-    if (heads_ == 0 || hidden_ % (2 * heads_) != 0 || hidden_ % kTile != 0 || 2 * inner_ % kTile != 0) {
-      throw std::invalid_argument("the sizes in its configuration do not fit each other");
-    }
-    head_ = hidden_ / heads_;
-    make_rotary_table(config.at("rope_theta").number());
+    ids_ = file.ids("ids");
+    read_config(config);
   } catch (const std::invalid_argument& error) {
     throw std::runtime_error("weights file " + path + ": " + error.what() + ". Restore the file from the repository");
   }
-  ids_ = file.ids("ids");
   for (size_t row = 1; row < ids_.size(); ++row) row_of_[ids_[row]] = static_cast<int>(row);
   embedding_ = file.floats("model.embed_tokens.weight", {ids_.size(), hidden_});
   unembedding_ = joined({embedding_}, hidden_);
@@ -73,6 +64,24 @@ Transformer::Transformer(const std::string& path) {
   norm_ = file.floats("model.norm.weight", {hidden_});
   for (size_t number = 0; number < layers_.size(); ++number) load_layer(file, number);
   scores_.resize(kContext);
+}
+
+void Transformer::read_config(const Json& config) {
+  hidden_ = config.at("hidden_size").size();
+  inner_ = config.at("intermediate_size").size();
+  heads_ = config.at("num_attention_heads").size();
+  eps_ = static_cast<float>(config.at("rms_norm_eps").number());
+  const size_t eos = config.at("eos_token_id").size();
+  const size_t layers = config.at("num_hidden_layers").size();
+  const bool present = hidden_ > 0 && inner_ > 0 && heads_ > 0 && layers > 0 && layers <= kMostLayers && ids_.size() > 1;
+  if (!present || hidden_ % (2 * heads_) != 0 || hidden_ % kTile != 0 || 2 * inner_ % kTile != 0 ||
+      eos > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
+    throw std::invalid_argument("the sizes in its configuration do not fit each other");
+  }
+  eos_ = static_cast<int32_t>(eos);
+  head_ = hidden_ / heads_;
+  layers_.resize(layers);
+  make_rotary_table(config.at("rope_theta").number());
 }
 
 void Transformer::load_layer(const SafeTensors& file, size_t number) {
@@ -123,15 +132,6 @@ std::vector<int> Transformer::prompt_rows(const Ids& prompt) const {
 Cache Transformer::new_cache() const {
   const std::vector<float> empty(hidden_ * kContext);
   return {std::vector<std::vector<float>>(layers_.size(), empty), std::vector<std::vector<float>>(layers_.size(), empty)};
-}
-
-size_t Transformer::weight_bytes() const {
-  size_t floats = unembedding_.size() + norm_.size();
-  for (const Layer& layer : layers_) {
-    floats += layer.attention_norm.size() + layer.query_key_value.size() + layer.attention_out.size() +
-              layer.mlp_norm.size() + layer.gate_up.size() + layer.down.size();
-  }
-  return floats * sizeof(float);
 }
 
 std::vector<int> Transformer::read(const std::vector<Slot>& slots) {

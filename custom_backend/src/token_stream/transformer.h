@@ -50,14 +50,13 @@ class Transformer {
   int32_t id(int row) const { return ids_[static_cast<size_t>(row)]; }
   int32_t eos() const { return eos_; }
   size_t rows() const { return ids_.size(); }
-  // Bytes of weights that one `read` passes over.
-  size_t weight_bytes() const;
 
  private:
   struct Layer {
     std::vector<float> attention_norm, query_key_value, attention_out, mlp_norm, gate_up, down;
   };
 
+  void read_config(const class Json& config);
   void load_layer(const class SafeTensors& file, size_t number);
   void make_rotary_table(double theta);
   void embed(const std::vector<Slot>& slots);

@@ -1,7 +1,6 @@
 // The backend `token_text`: the post-processing node. Token ids to text, incrementally, one response for each request.
 
 #include <condition_variable>
-#include <set>
 #include <thread>
 
 #include "node_log.h"
@@ -11,17 +10,11 @@
 namespace token_stream {
 namespace {
 
-bool is_on(TRITONBACKEND_Request* request, const std::string& option) {
-  uint32_t count = 0;
-  check(TRITONBACKEND_RequestParameterCount(request, &count));
-  for (uint32_t i = 0; i < count; ++i) {
-    const char* name = nullptr;
-    const void* value = nullptr;
-    TRITONSERVER_ParameterType type{};
-    check(TRITONBACKEND_RequestParameter(request, i, &name, &type, &value));
-    if (option == name) return type == TRITONSERVER_PARAMETER_BOOL && *static_cast<const bool*>(value);
-  }
-  return false;
+constexpr int64_t kMostSeconds = 1'000'000;
+
+bool is_on(const Parameters& parameters, const std::string& option) {
+  const auto found = parameters.find(option);
+  return found != parameters.end() && found->second == Parameter(true);
 }
 
 Input required_input(TRITONBACKEND_Request* request, const char* name, size_t least_bytes) {
@@ -62,7 +55,7 @@ class Instance {
       : instance_(instance),
         name_(model_name(model)),
         tokens_(model_file(model, parameters, "tokens")),
-        idle_(std::chrono::seconds(parameters.number("idle_seconds"))),
+        idle_(std::chrono::seconds(parameters.number("idle_seconds", 1, kMostSeconds))),
         decoders_(idle_),
         gauge_(model, instance),
         sweeper_(decoders_, gauge_, idle_ / 10) {}
@@ -88,16 +81,16 @@ class Instance {
     const int64_t stream = values<int64_t>(required_input(request, "STREAM_ID", sizeof(int64_t))).front();
     const bool end = required_input(request, "END", 1).bytes.front() != 0;
     const Ids ids = values<int32_t>(ids_input);
-    if (is_on(request, "log")) {
+    const Parameters parameters = read_parameters(request);
+    if (is_on(parameters, "log")) {
       const char* id = nullptr;
       check(TRITONBACKEND_RequestId(request, &id));
       log_message({name_, id == nullptr ? "" : id, stream, std::nullopt, ids_input.dims, end});
     }
-    const bool dims_only = is_on(request, "dims_only");
+    const bool dims_only = is_on(parameters, "dims_only");
     const std::string text = element(dims_only ? "" : decode(stream, ids, end));
     const Ids received = dims_only ? Ids{} : ids;
-    std::set<std::string> wanted;
-    for (std::string& name : requested_outputs(request)) wanted.insert(std::move(name));
+    const std::set<std::string> wanted = requested_outputs(request);
     const auto put_wanted = [&](const Output& output) {
       if (wanted.count(output.name) > 0) put(response, output);
     };
