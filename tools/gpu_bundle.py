@@ -49,6 +49,9 @@ SERVER = "pytriton/tritonserver"
 SERVER_FILES = ("bin/tritonserver", "backends/python/", f"python_backend_stubs/{PYTHON}/")
 BACKENDS = "custom_backend/prebuilt/backends"  # where tests/gpu looks first
 PROCESSOR = "x86-64-v3"  # what any server processor of the last ten years can do
+# What the other machine has: glibc, zlib, and the runtime libraries of GCC, as every Python with torch needs them.
+SYSTEM = {"linux-vdso.so.1", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libresolv.so.2"}
+SYSTEM |= {"libutil.so.1", "libz.so.1", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
 LARGE = 2**20  # bytes: smaller files are not worth it
 CHUNK = 24 * 2**20  # bytes that one thread compresses at a time
 PRESET = 6  # of xz; 2 takes a third of the time for a tenth more
@@ -156,10 +159,10 @@ def copy_server(site: Path) -> None:
         (site / name).chmod(0o755)
 
 
-def loaded_libraries(binary: Path) -> set[str]:
-    """Names of the shared libraries that the loader finds for a program or library, those of the system too."""
+def loaded_libraries(binary: Path) -> dict[str, Path]:
+    """The shared libraries that the loader finds for a program or library, by name; those of the system too."""
     told = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=True).stdout
-    return {Path(path).name for path in re.findall(r"=> (/.+?) \(0x", told)}
+    return {Path(path).name: Path(path) for path in re.findall(r"=> (/.+?) \(0x", told)}
 
 
 def copy_libpython(folder: Path) -> None:
@@ -184,6 +187,9 @@ def copy_libpython(folder: Path) -> None:
     ]:
         place = file.name if file == found else f"lib-dynload/{file.name}"
         write(folder / place, file.read_bytes(), 0o644)
+    for library, path in loaded_libraries(found).items():  # a distribution's own Python may use its libexpat
+        if library not in SYSTEM:
+            write(folder / library, path.read_bytes(), 0o644)
 
 
 def strip_symbols(folder: Path) -> None:

@@ -666,8 +666,10 @@ def test_statistics_count_requests_responses_and_failures(server, rung):
     assert count(told, "inference_count") == count(told, "inference_stats", "success", "count") == 2
     assert count(told, "inference_stats", "fail", "count") == 1
     responses = told["response_stats"]
-    assert {int(n): count(each, "success", "count") for n, each in responses.items()} == {0: 3, 1: 2, 2: 2, 3: 1, 4: 1}
+    assert {int(n): count(each, "success", "count") for n, each in responses.items()} == {0: 2, 1: 2, 2: 2, 3: 1, 4: 1}
+    assert {int(n): count(each, "fail", "count") for n, each in responses.items()} == {0: 1, 1: 0, 2: 0, 3: 0, 4: 0}
     assert all(count(each, "success", "ns") > 0 for each in responses.values())
+    assert all(count(each, "compute_infer", "ns") > 0 for each in responses.values())
 
 
 def test_gauges_of_an_unloaded_model_go_and_those_of_others_stay(server):

@@ -78,9 +78,12 @@ def open_files(process: psutil.Process) -> set[str]:
 
 
 def test_a_model_that_is_unloaded_gives_back_its_thread_its_files_and_its_memory(server):
-    """Twenty times, after twenty in which the process takes what it takes once: an arena for each new thread."""
+    """Eighty times, after twenty in which the process takes what it takes once: an arena for each new thread.
+
+    The allocator holds some MiB more or less at a time, so the least of thirty readings is compared.
+    """
     process, readings = triton_process(server), []
-    for _ in range(40):
+    for _ in range(100):
         answers = call(server, "latest", tensors(prompt=[64] * 50, max_tokens=60), trace_heap=True)
         assert one(answers[0], "HEAP") > 300_000  # it has a cache
         server.unload(MODEL)
@@ -91,7 +94,8 @@ def test_a_model_that_is_unloaded_gives_back_its_thread_its_files_and_its_memory
         assert list(SHARED_MEMORY.glob(f"{server.shm_prefix}*")) == []
     threads, memory = zip(*readings[20:], strict=True)
     assert max(threads) <= threads[0]
-    assert max(memory) - memory[0] < 4 * MIB  # one cache for each time would be 8 MiB, one table of tokens 40 MiB
+    # Over the fifty times between, one cache kept for each would be 20 MiB, one table of tokens 100 MiB.
+    assert min(memory[-30:]) - min(memory[:30]) < 10 * MIB
 
 
 def lab_metrics(server: TritonServer) -> str:
