@@ -40,7 +40,7 @@ def test_every_experiment_ended_as_its_lesson_meant_it(experiments):
 
 
 def test_the_main_results_are_in_the_book(experiments):
-    found = {each.title: each for each in reversed(experiments)}  # the first one of a title: a later lesson may repeat it
+    found = {each.title: each for each in reversed(experiments)}  # the first of each title
     assert [found["the reported sentence"].find("measured").sizes[n] for n in (0, 1, 7)] == [1, 2, 128]
     assert found["as far as this machine can go"].outcome
     edge = found["ids sent by inference and received by postprocess"]
