@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,16 @@ def until(look: Callable[[], bool], seconds: float = PATIENCE) -> None:
     while not look():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.01)
+
+
+@contextmanager
+def stopping_cleanly(server: TritonServer) -> Iterator[TritonServer]:
+    """The server, which must stop by itself at the end of the block, with nothing in flight; it is stopped anyway."""
+    try:
+        yield server
+        assert stops_cleanly(server)
+    finally:
+        server.stop()
 
 
 def stops_cleanly(server: TritonServer) -> bool:

@@ -23,7 +23,7 @@ from cpp_nodes import (
     ids_of,
     one,
     start_both,
-    stops_cleanly,
+    stopping_cleanly,
     tensors,
     until,
 )
@@ -60,12 +60,8 @@ SOME_TOKENS = st.one_of(st.sampled_from(REPORTED_TOKENS), st.integers(0, 255), s
 @pytest.fixture(scope="module")
 def both(_nothing_left_behind: None) -> Iterator[TritonServer]:
     """A server with the ensembles of both nodes. After all these tests it stops by itself, with nothing in flight."""
-    running = start_both([*CPP, *PYTHON])
-    try:
+    with stopping_cleanly(start_both([*CPP, *PYTHON])) as running:
         yield running
-        assert stops_cleanly(running)
-    finally:
-        running.stop()
 
 
 @pytest.fixture

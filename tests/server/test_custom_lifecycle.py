@@ -18,7 +18,7 @@ from cpp_nodes import (
     ids_of,
     one,
     start_both,
-    stops_cleanly,
+    stopping_cleanly,
     tensors,
     until,
 )
@@ -52,12 +52,8 @@ def start(folder: Path) -> TritonServer:
 @pytest.fixture(scope="module")
 def alone(_nothing_left_behind: None, folder: Path) -> Iterator[TritonServer]:
     """A server with C++ nodes alone, which at the end stops by itself."""
-    running = start(folder)
-    try:
+    with stopping_cleanly(start(folder)) as running:
         yield running
-        assert stops_cleanly(running)
-    finally:
-        running.stop()
 
 
 @pytest.fixture

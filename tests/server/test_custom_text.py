@@ -22,6 +22,7 @@ from cpp_nodes import (
     error_of,
     one,
     start_both,
+    stopping_cleanly,
     stops_cleanly,
     tensors,
     until,
@@ -65,12 +66,9 @@ MESSAGES = st.lists(st.lists(SOME_TOKENS, max_size=6), min_size=1, max_size=8)
 @pytest.fixture(scope="module")
 def quick(_nothing_left_behind: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     repositories = copied_repositories(tmp_path_factory.mktemp("quick"), grant_seconds=SECONDS, idle_seconds=SECONDS)
-    running = start_both(["ensemble_cpp_text", "ensemble_cpp_release", "ensemble_latest"], repository=repositories)
-    try:
+    models = ["ensemble_cpp_text", "ensemble_cpp_release", "ensemble_latest"]
+    with stopping_cleanly(start_both(models, repository=repositories)) as running:
         yield running
-        assert stops_cleanly(running)
-    finally:
-        running.stop()
 
 
 @pytest.fixture

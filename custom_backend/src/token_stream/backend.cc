@@ -203,34 +203,9 @@ class Instance {
 
 // --- what Triton calls ------------------------------------------------------------------------------------------------
 
-using namespace token_stream;
+#include "entry_points.h"
 
 extern "C" {
-
-TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* /*backend*/) {
-  return guarded(check_api_version);
-}
-
-TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
-  return guarded([&] { hand_over(TRITONBACKEND_ModelSetState, model, std::make_unique<ModelParameters>(model)); });
-}
-
-TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* model) {
-  return guarded([&] { delete held_by<ModelParameters>(TRITONBACKEND_ModelState, model); });
-}
-
-TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* instance) {
-  return guarded([&] {
-    TRITONBACKEND_Model* model = nullptr;
-    check(TRITONBACKEND_ModelInstanceModel(instance, &model));
-    const auto* parameters = held_by<ModelParameters>(TRITONBACKEND_ModelState, model);
-    hand_over(TRITONBACKEND_ModelInstanceSetState, instance, std::make_unique<Instance>(model, instance, *parameters));
-  });
-}
-
-TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* instance) {
-  return guarded([&] { delete held_by<Instance>(TRITONBACKEND_ModelInstanceState, instance); });
-}
 
 // Hands the requests over and returns: the responses come from the engine's thread. An error would hand all requests back
 // to Triton, also those that were taken: so a request that cannot be taken is only written down.
