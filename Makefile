@@ -1,7 +1,7 @@
 # GNU make. `make help` lists the targets; every target that needs the environment sets it up first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab reset stop doctor test backend bench soak lint format notebooks lock clean test-gpu gpu-bundle
+.PHONY: help setup setup-workshop lab reset stop doctor test backend bench soak lint format notebooks lock clean test-gpu gpu-bundle
 .NOTPARALLEL:
 
 SYSTEM_PYTHON ?= python3
@@ -26,6 +26,9 @@ help: ## list the targets
 
 setup: ## make or repair the environment in .venv (quick when nothing changed)
 	@$(SYSTEM_PYTHON) tools/setup_env.py
+
+setup-workshop: ## the same, and what a hub, the browser tests and the site need on top
+	@$(SYSTEM_PYTHON) tools/setup_env.py workshop
 
 lab: setup ## open JupyterLab on your copy of the lessons (LAB_ARGS=--no-browser and other Jupyter options)
 	@$(PY) -m lab_utils.workspace lab $(LAB_ARGS)
@@ -76,6 +79,9 @@ notebooks: setup ## run all notebooks in place and store their outputs (NOTEBOOK
 lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade takes newer versions)
 	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 		--no-emit-index-url --group test --output-file requirements.lock pyproject.toml \
+		--custom-compile-command "make lock" $(LOCK_ARGS)
+	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --group workshop --constraint requirements.lock --output-file requirements-workshop.lock \
 		--custom-compile-command "make lock" $(LOCK_ARGS)
 
 clean: ## remove the environment and all caches; your lessons in workspace/ stay

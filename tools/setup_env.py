@@ -2,7 +2,8 @@
 """Make the project's own environment in ``.venv``: find uv, choose a Python, install the lock.
 
 Run as ``python3 tools/setup_env.py`` (``make setup``) with any Python >= 3.10 that is at hand; only the standard
-library is used. ``python3 tools/setup_env.py uv ARG...`` runs the uv that the set-up uses (``make lock``).
+library is used. ``python3 tools/setup_env.py workshop`` adds what a room full of people needs: a hub, a browser
+driver, the static site. ``python3 tools/setup_env.py uv ARG...`` runs the uv that the set-up uses (``make lock``).
 
 The set-up is finished when ``.venv/.lab-setup.json`` exists: it is removed before anything is changed and written
 last, so an interrupted set-up is seen by the next one, which starts again.
@@ -30,6 +31,9 @@ UV_VERSION = "0.13.9"
 OLDEST_UV = (0, 5, 0)
 VERSIONS = ("3.12", "3.11", "3.10")
 STAMP = ".lab-setup.json"
+LOCK = "requirements.lock"
+WORKSHOP_STAMP = ".lab-workshop.json"
+WORKSHOP_LOCK = "requirements-workshop.lock"
 STUB = "backends/python/triton_python_backend_stub"
 
 # Runs in the interpreter under test. Triton's stub asks for exactly this name, and a libpython of another patch
@@ -276,15 +280,15 @@ def inventory(venv: Path) -> list[str]:
 
 def fingerprint(root: Path) -> str:
     """Return the hash of everything that decides what belongs into the environment."""
-    parts = [(root / name).read_bytes() for name in ("requirements.lock", "pyproject.toml")]
+    parts = [(root / name).read_bytes() for name in (LOCK, "pyproject.toml")]
     parts += [(native_stub_version() or "").encode(), str(root).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def read_stamp(venv: Path) -> dict:
+def read_stamp(venv: Path, name: str = STAMP) -> dict:
     """Return what the last finished set-up wrote, or an empty dict."""
     try:
-        return json.loads((venv / STAMP).read_text())
+        return json.loads((venv / name).read_text())
     except (OSError, ValueError):
         return {}
 
@@ -292,9 +296,14 @@ def read_stamp(venv: Path) -> dict:
 def write_stamp(root: Path, venv: Path) -> None:
     """Record that the environment is complete."""
     stamp = {"fingerprint": fingerprint(root), "root": str(root), "python": running_version(venv)}
-    temporary = venv / f"{STAMP}.new"
-    temporary.write_text(json.dumps({**stamp, "inventory": inventory(venv)}))
-    os.replace(temporary, venv / STAMP)
+    write_text(venv / STAMP, json.dumps({**stamp, "inventory": inventory(venv)}))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: it is there whole, or not at all."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def running_version(venv: Path) -> str | None:
@@ -347,11 +356,21 @@ def install(uv: str, root: Path, over: bool) -> None:
         Lay all packages anew over those that are there; what a user added stays. uv would trust the metadata: a
         package whose files were deleted counts as installed.
     """
-    say("installing requirements.lock")
-    options = ([] if sys.stdout.isatty() else ["--quiet"]) + (["--reinstall"] if over else [])
-    command = [uv, "pip", "install", *options, "--python", str(root / ".venv/bin/python")]
-    run([*command, "--require-hashes", "-r", "requirements.lock"], root)
-    run([*command, "--no-deps", "-e", "."], root)
+    say(f"installing {LOCK}")
+    options = ["--reinstall"] if over else []
+    install_lock(uv, root, LOCK, *options)
+    run([*install_command(uv, root), *options, "--no-deps", "-e", "."], root)
+
+
+def install_command(uv: str, root: Path) -> list[str]:
+    """Return the command, less what to install, that installs into `.venv`."""
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    return [uv, "pip", "install", *quiet, "--python", str(root / ".venv/bin/python")]
+
+
+def install_lock(uv: str, root: Path, lock: str, *options: str) -> None:
+    """Install a lock, every file checked against its hash."""
+    run([*install_command(uv, root), *options, "--require-hashes", "-r", lock], root)
 
 
 def build(root: Path) -> None:
@@ -405,6 +424,33 @@ def set_up(root: Path) -> None:
     say(f"ready (.venv, Python {read_stamp(root / '.venv')['python']})")
 
 
+# The workshop's packages, on top -----------------------------------------------------------------------------------
+
+
+def workshop_fingerprint(root: Path) -> str:
+    """Return the hash of the environment below and of the workshop's lock."""
+    return hashlib.sha256(fingerprint(root).encode() + (root / WORKSHOP_LOCK).read_bytes()).hexdigest()
+
+
+def workshop_is_ready(root: Path) -> bool:
+    """Tell whether `.venv` holds the workshop's packages of this lock."""
+    venv = root / ".venv"
+    stamp = read_stamp(venv, WORKSHOP_STAMP)
+    return stamp.get("fingerprint") == workshop_fingerprint(root) and set(stamp["inventory"]) <= set(inventory(venv))
+
+
+def add_workshop(root: Path) -> None:
+    """Install the workshop's lock over a finished `.venv`; do nothing when it is there."""
+    if not workshop_is_ready(root):
+        with only_one(root):
+            say(f"installing {WORKSHOP_LOCK}")
+            uv, venv = find_uv(root) or install_uv(root), root / ".venv"
+            install_lock(uv, root, WORKSHOP_LOCK)
+            stamp = {"fingerprint": workshop_fingerprint(root), "inventory": inventory(venv)}
+            write_text(venv / WORKSHOP_STAMP, json.dumps(stamp))
+    say("ready for a workshop")
+
+
 def main(arguments: list[str]) -> int:
     """Run the set-up, or uv when the first argument is "uv"; return the exit status."""
     try:
@@ -412,6 +458,8 @@ def main(arguments: list[str]) -> int:
             run([find_uv(ROOT) or install_uv(ROOT), *arguments[1:]], ROOT)
         else:
             set_up(ROOT)
+            if arguments == ["workshop"]:
+                add_workshop(ROOT)
     except SetupError as error:
         print(f"setup: error: {error}", file=sys.stderr)
         return 1
