@@ -151,7 +151,7 @@ def test_without_any_python_the_error_says_what_to_install(tmp_path, monkeypatch
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """Return a project whose uv makes an environment of one package, and counts its calls in the file `calls`."""
-    for name in ("requirements.lock", "pyproject.toml"):
+    for name in (setup_env.LOCK, setup_env.WORKSHOP_LOCK, "pyproject.toml"):
         (tmp_path / name).write_text(name)
     where = tmp_path / ".venv"
     site = where / f"lib/python{VERSION}/site-packages"
@@ -248,6 +248,31 @@ def test_another_set_up_is_waited_for(project, monkeypatch, capsys):
     assert waited == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
     assert calls(project) == FRESH
     assert "waiting for it" in capsys.readouterr().out
+
+
+def test_the_workshop_is_laid_on_top_once(project):
+    setup_env.set_up(project)
+    setup_env.add_workshop(project)
+    setup_env.add_workshop(project)
+    assert calls(project) == [*FRESH, "pip install"]
+
+
+@pytest.mark.parametrize("change", ["its lock", "the lock below", "a package is gone", "the environment is made anew"])
+def test_the_workshop_is_installed_again_after(project, change):
+    setup_env.set_up(project)
+    (project / ".venv/bin/jupyterhub").write_text("")
+    setup_env.add_workshop(project)
+    if change == "a package is gone":
+        (project / ".venv/bin/jupyterhub").unlink()
+    elif change == "the environment is made anew":
+        (project / ".venv" / setup_env.STAMP).unlink()
+        (project / ".venv" / setup_env.WORKSHOP_STAMP).unlink()
+    else:
+        (project / (setup_env.WORKSHOP_LOCK if change == "its lock" else setup_env.LOCK)).write_text("other")
+    setup_env.set_up(project)
+    before = len(calls(project))
+    setup_env.add_workshop(project)
+    assert calls(project)[before:] == ["pip install"]
 
 
 def test_a_system_without_a_server_build_is_refused(project, monkeypatch):
