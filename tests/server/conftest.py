@@ -1,6 +1,7 @@
 """One server for the tests of this folder, and the check that no test leaves a process or shared memory behind."""
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,7 +21,11 @@ ENSEMBLES = ("ensemble_append", "ensemble_release", "ensemble_replace", "ensembl
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give this run's processes a mark and a state folder of their own; at the end, none of them may be left."""
+    """Give this run's processes a mark and a state folder of their own; at the end, none of them may be left.
+
+    A shell's background job ignores Ctrl-C, and so would the programs that the tests interrupt.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began, mark, state = time.time(), uuid.uuid4().hex, tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TRITON_GRPC_URL", "TRITON_SOURCE", "TRITONSERVER_HOME"):

@@ -176,7 +176,9 @@ def test_to_have_nothing_to_say_is_no_fault(guards, ensemble, mutation):
 
 def test_what_triton_refuses_stays_in_flight_for_good(refusals):
     _, in_flight, status = refusals
-    assert in_flight == {CONSUMER: 2, STRICT: 6 + len(WITHOUT_IDS)}  # all of them but end_token, which came last
+    kept = in_flight.pop(STRICT) - len(WITHOUT_IDS)
+    assert in_flight == {CONSUMER: 2}
+    assert kept in (6, 7)  # end_token came with the stream's last message: whether it stays is a race inside Triton
     assert status == 1
 
 
