@@ -1,7 +1,8 @@
 """Run the lessons in place and store their outputs: ``python tools/run_notebooks.py [NOTEBOOK...]``.
 
 What differs from run to run for no good reason is kept out of the files: time stamps, the kernel's patch version, the
-way a stream was cut into pieces. Everything else is stored as the kernel gave it.
+way a stream was cut into pieces, the name of a widget that ended with its kernel. Everything else is stored as the
+kernel gave it.
 """
 
 import os
@@ -15,6 +16,7 @@ from nbclient.exceptions import CellExecutionError
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 CELL_SECONDS = 600
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 LANGUAGE_INFO = {
     "codemirror_mode": {"name": "ipython", "version": 3},
     "file_extension": ".py",
@@ -26,11 +28,13 @@ LANGUAGE_INFO = {
 
 
 def normalise(notebook: nbformat.NotebookNode) -> None:
-    """Set the notebook's metadata to what every machine would write, in place."""
+    """Set the notebook's metadata to what every machine would write, in place; of a widget its text stays."""
     notebook.metadata.kernelspec = KERNELSPEC
     notebook.metadata.language_info = LANGUAGE_INFO
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:

@@ -208,6 +208,16 @@ def opening(notebook: NotebookNode) -> list[str]:
     return problems
 
 
+def told_where_it_runs(notebook: NotebookNode) -> list[str]:
+    """Whether the lesson runs against a remote server, in a paragraph of its own after what one needs."""
+    _, _, after = notebook.cells[0].source.partition("**You need**")
+    paragraphs = after.split("\n\n")[1:]
+    told = [one for one in paragraphs if "**Remote server.**" in one]
+    if told == paragraphs[:1] and told and re.match(r"\*\*Remote server\.\*\* (Yes\. [A-Z]|No: it \w)", told[0]):
+        return []
+    return ["the paragraph after **You need** is not '**Remote server.** Yes. ...' or '**Remote server.** No: it ...'"]
+
+
 def closing(notebook: NotebookNode) -> list[str]:
     *_, before, quiz, last = notebook.cells
     recap, _, questions = before.source.partition("## Quiz")
@@ -324,6 +334,7 @@ CHECKS: tuple[Check, ...] = (
     size_of_code_cells,
     prose_for_code,
     opening,
+    told_where_it_runs,
     closing,
     exercises_are_marked,
     exercises_are_unsolved,
@@ -386,8 +397,9 @@ def figure_cell() -> NotebookNode:
 def good_notebook() -> NotebookNode:
     """A small notebook that keeps the contract: 24 cells, of every kind that a lesson has."""
     question = " Which one? **a)** this, **b)** that, **c)** other."
+    parts = [*(f"**{part}**. Something." for part in OPENING), "**Remote server.** No: it restarts the server."]
     cells = [
-        text_cell("# Lesson 00: a test\n\n" + "\n\n".join(f"**{part}.** Something." for part in OPENING)),
+        text_cell("# Lesson 00: a test\n\n" + "\n\n".join(parts)),
         *(cell for n in range(7) for cell in (text_cell(WORDS), code_cell(f"print({n})", f"{n}\n"))),
         code_cell("print(server)", "at 127.0.0.1:8001, pid 12, after 0.3 s, in /tmp/x\n", "nbval-ignore-output"),
         figure_cell(),
@@ -470,6 +482,7 @@ def same_id(notebook: NotebookNode) -> None:
 
 
 EXERCISE, QUIZ, HELP = "messages = ...", "answers = [", "<details><summary>Hint"
+REMOTE = "**Remote server.** No: it"
 BREAKS: list[tuple[Check, str, Callable[[NotebookNode], None]]] = [
     (valid, "cell without id", lambda notebook: notebook.cells[1].pop("id")),
     (valid, "unknown kind of cell", lambda notebook: notebook.cells[1].update(cell_type="prose")),
@@ -487,6 +500,13 @@ BREAKS: list[tuple[Check, str, Callable[[NotebookNode], None]]] = [
     (prose_for_code, "too little", lambda notebook: [replace("this", WORDS, "short")(notebook) for _ in range(8)]),
     (prose_for_code, "too much", replace("this", WORDS, WORDS * 20)),
     *((opening, f"without {part}", replace("# Lesson", part, "Something")) for part in OPENING),
+    (told_where_it_runs, "not at all", replace("# Lesson", REMOTE, "Somewhere: it")),
+    (told_where_it_runs, "no reason", replace("# Lesson", REMOTE, f"{REMOTE[:-4]}. It")),
+    (told_where_it_runs, "neither", replace("# Lesson", "No: it", "Perhaps: it")),
+    (told_where_it_runs, "yes, because", replace("# Lesson", "No: it", "Yes: it")),
+    (told_where_it_runs, "not on its own", replace("# Lesson", f"\n\n{REMOTE}", f" {REMOTE}")),
+    (told_where_it_runs, "too early", replace("# Lesson", "**You need**. Something.\n\n", "")),
+    (told_where_it_runs, "too late", replace("# Lesson", REMOTE, f"Something.\n\n{REMOTE}")),
     (opening, "no title", replace("# Lesson", "# Lesson 00: a", "A")),
     (opening, "no number", replace("# Lesson", "# Lesson 00: a", "# Lesson: a")),
     (opening, "code first", lambda notebook: notebook.cells.reverse()),
