@@ -1,12 +1,13 @@
 # GNU make. `make help` lists the targets; every target that needs the environment sets it up first.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-workshop lab reset stop doctor test backend bench soak lint format notebooks lock clean test-gpu gpu-bundle
+.PHONY: help setup setup-workshop lab reset stop doctor test browser backend bench soak lint format notebooks lock clean
+.PHONY: test-gpu gpu-bundle hub workshop workshop-check offline-archive site site-links audit
 .NOTPARALLEL:
 
 SYSTEM_PYTHON ?= python3
 PY := .venv/bin/python
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg
+NBVAL := --ignore=notebooks/zh --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # What a user's shell sets must not change an outcome: Python's and pytest's own switches, a plotting backend that
 # would replace the notebooks' one, the width of a terminal, and the language of messages.
@@ -30,7 +31,7 @@ setup: ## make or repair the environment in .venv (quick when nothing changed)
 setup-workshop: ## the same, and what a hub, the browser tests and the site need on top
 	@$(SYSTEM_PYTHON) tools/setup_env.py workshop
 
-lab: setup ## open JupyterLab on your copy of the lessons (LAB_ARGS=--no-browser and other Jupyter options)
+lab: setup ## open JupyterLab on your copy of the lessons (LAB_LANGUAGE=zh: in Chinese; LAB_ARGS: options of Jupyter)
 	@$(PY) -m lab_utils.workspace lab $(LAB_ARGS)
 
 reset: setup ## bring one lesson back, keep yours in workspace/.backup (LESSON=02)
@@ -42,12 +43,16 @@ stop: setup ## end stale servers of this lab and remove their shared memory
 doctor: setup ## say what this machine has and lacks
 	@$(PY) -m lab_utils doctor
 
-test: lint ## everything: lint, unit and server tests, all notebooks re-run and compared, their lab book exported
-	$(PY) -m pytest tests
+test: setup-workshop lint browser ## everything: lint, all tests, all notebooks re-run and compared, their lab book exported
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile tests --ignore=tests/browser --ignore=tests/workshop
+	$(PY) -m pytest tests/browser tests/workshop
 	rm -f artifacts/lab_book.sqlite3*
 	$(PY) -m pytest $(NBVAL) -p no:cacheprovider notebooks
 	$(PY) -m pytest -p no:cacheprovider tests/notebooks/after_nbval.py
 	$(PY) -m lab_utils labbook export --out artifacts/lab_book
+
+browser: setup-workshop ## find a Chromium for the browser tests, or install one
+	@$(PY) tools/get_browser.py
 
 test-gpu: setup ## what needs an NVIDIA GPU and torch; not part of make test (status 77, so an error, without one)
 	$(PY) -m pytest -rP tests/gpu
@@ -57,6 +62,30 @@ gpu-bundle: setup ## artifacts/gpu_bundle.tar.xz: runs make test-gpu on a host t
 
 backend: ## build the C++ backends in custom_backend/build (needs only make and a C++ compiler)
 	$(MAKE) --directory=custom_backend
+
+hub: setup-workshop ## a hub for a room of learners (HUB_ARGS=--workshop-password: one password for all)
+	@$(PY) deploy/jupyterhub/run.py $(HUB_ARGS)
+
+workshop: setup-workshop ## try it: LEARNERS=8 simulated learners log in, run lesson 02 and leave
+	@$(PY) deploy/jupyterhub/simulate.py --learners $(or $(LEARNERS),8)
+
+workshop-check: setup ## the day before: run a lesson here, and say READY or NOT READY (LEARNERS=8 on one machine)
+	@$(PY) -m lab_utils workshop check --learners $(or $(LEARNERS),1)
+
+offline-archive: setup ## artifacts/offline_lab.tar: sets the lab up on a machine without network
+	$(PY) tools/offline_archive.py
+
+site: setup-workshop ## artifacts/site: all lessons with their outputs as a static site, checked for dead links
+	$(PY) -m sphinx -q -W --keep-going -c site -d artifacts/doctrees . artifacts/site
+	$(PY) tools/check_site.py artifacts/site
+
+site-links: setup-workshop ## look whether the links to other sites still lead somewhere (needs the network)
+	$(PY) -m sphinx -q -b linkcheck -c site -d artifacts/doctrees . artifacts/site_links
+
+audit: setup-workshop ## ask PyPI and npm about known advisories of every pinned package (needs their advisory services)
+	$(PY) -m pip_audit --disable-pip --require-hashes --strict --progress-spinner off -r requirements.lock
+	$(PY) -m pip_audit --disable-pip --require-hashes --strict --progress-spinner off -r requirements-workshop.lock
+	PATH="$(CURDIR)/.venv/bin:$$PATH" npm audit --prefix deploy/jupyterhub --omit=dev
 
 bench: setup ## measure side by side on this machine; writes benchmarks/results
 	$(PY) benchmarks/custom_backend.py
@@ -75,6 +104,7 @@ format: setup ## mend style and format
 notebooks: setup ## run all notebooks in place and store their outputs (NOTEBOOKS=notebooks/02_x.ipynb: only these)
 	$(if $(NOTEBOOKS),,rm -f artifacts/lab_book.sqlite3*)
 	$(PY) tools/run_notebooks.py $(NOTEBOOKS)
+	$(PY) tools/translation.py update
 
 lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade takes newer versions)
 	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
@@ -86,5 +116,6 @@ lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade take
 
 clean: ## remove the environment and all caches; your lessons in workspace/ stay
 	$(MAKE) --directory=custom_backend clean
+	rm -rf deploy/jupyterhub/node_modules deploy/jupyterhub/.install.lock
 	rm -rf .venv .tools artifacts *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +

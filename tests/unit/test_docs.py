@@ -14,9 +14,11 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "notebooks").glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "deploy").rglob("*.md")),
+    *sorted(path for path in (ROOT / "deploy").rglob("*.md") if "node_modules" not in path.parts),
+    ROOT / "README.zh.md",
+    *sorted((ROOT / "notebooks/zh").glob("*.md")),
 ]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 LINK = re.compile(r"\[[^\]]*\]\(<?([^)<>\s]+)>?(?:\s+\"[^\"]*\")?\)")
 
 # The parts are joined here, so that this file does not hold what it looks for.
