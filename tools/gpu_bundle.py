@@ -280,8 +280,8 @@ def pack(folder: Path, archive: Path, preset: int = PRESET) -> None:
     archive.write_bytes(compressed)
 
 
-def tar(folder: Path) -> bytes:
-    """An uncompressed tar of a folder, with no owner and no times in it."""
+def tar(folder: Path, name: str = NAME) -> bytes:
+    """An uncompressed tar of a folder, called `name` in it, with no owner and no times."""
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = entry.mtime = 0
@@ -291,7 +291,7 @@ def tar(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         for path in sorted(folder.rglob("*")):
-            file.add(path, f"{NAME}/{path.relative_to(folder)}", recursive=False, filter=plain)
+            file.add(path, f"{name}/{path.relative_to(folder)}", recursive=False, filter=plain)
     return buffer.getvalue()
 
 

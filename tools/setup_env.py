@@ -34,6 +34,7 @@ STAMP = ".lab-setup.json"
 LOCK = "requirements.lock"
 WORKSHOP_STAMP = ".lab-workshop.json"
 WORKSHOP_LOCK = "requirements-workshop.lock"
+WHEELS = "wheels"  # what an archive for a room without network brings: see tools/offline_archive.py
 STUB = "backends/python/triton_python_backend_stub"
 
 # Runs in the interpreter under test. Triton's stub asks for exactly this name, and a libpython of another patch
@@ -365,7 +366,13 @@ def install(uv: str, root: Path, over: bool) -> None:
 def install_command(uv: str, root: Path) -> list[str]:
     """Return the command, less what to install, that installs into `.venv`."""
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    return [uv, "pip", "install", *quiet, "--python", str(root / ".venv/bin/python")]
+    return [uv, "pip", "install", *quiet, *offline(root), "--python", str(root / ".venv/bin/python")]
+
+
+def offline(root: Path) -> list[str]:
+    """Return the options that keep uv to the packages that came with this folder, where it brought some."""
+    wheels = root / WHEELS
+    return ["--offline", "--no-index", "--find-links", str(wheels)] if wheels.is_dir() else []
 
 
 def install_lock(uv: str, root: Path, lock: str, *options: str) -> None:
