@@ -47,9 +47,10 @@ def iteration_slider(lengths: Sequence[int], at: int = FIRST_SHOWN) -> Iteration
 
     def follow(_change: object = None) -> None:
         shown = lengths[: slider.value]
-        words.value = f'<span role="status">{in_words(shown)}</span>'  # a screen reader says it when it changes
         picture.value, size = growth_figure({"measured": shown})._repr_png_()
         picture.width = str(size["width"])
+        # Behind the picture, which takes a moment; a screen reader says them when they change.
+        words.value = f'<span role="status">{in_words(shown)}</span>'
 
     follow()
     slider.observe(follow, "value")

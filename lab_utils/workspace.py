@@ -2,19 +2,23 @@
 
 The tracked lessons in ``notebooks/`` never change by being used. Learners work on copies in ``workspace/``, which git
 ignores. A copy whose cells were not edited follows the tracked lesson; one that was edited is never overwritten.
+``LAB_WORKSPACE=FOLDER`` in the environment puts the copies elsewhere.
+``LAB_LANGUAGE=zh`` in the environment chooses the lessons in ``notebooks/zh``; their copies live in ``workspace/zh``.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import nbformat
+
+from lab_utils import arguments
+from lab_utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 START = "00_start_here.ipynb"
@@ -38,10 +42,32 @@ class Room:
         The project's lessons; only read.
     own : pathlib.Path
         The learner's copies.
+    language : str
+        What `LAB_LANGUAGE` says; empty for the English lessons.
     """
 
     tracked: Path
     own: Path
+    language: str = ""
+
+    @property
+    def switch(self) -> str:
+        """What a `make` command needs at its end to mean this room."""
+        return f" LAB_LANGUAGE={self.language}" if self.language else ""
+
+    def translated(self, language: str) -> "Room":
+        """Return the room of a language's lessons, a folder deeper; this room for an empty language.
+
+        Raises
+        ------
+        LessonError
+            When there are no lessons in this language; the text lists the languages.
+        """
+        known = sorted(path.parent.name for path in self.tracked.glob(f"*/{START}"))
+        if language not in ("", *known):
+            listed = ", ".join(known) or "none"
+            raise LessonError(f"LAB_LANGUAGE={language}: no such lessons; leave it out for English, or use: {listed}")
+        return Room(self.tracked / language, self.own / language, language)
 
     def lessons(self) -> list[str]:
         """Return the file names of the tracked lessons and of the pages they link to (*.md), in order.
@@ -57,7 +83,12 @@ class Room:
         return names + sorted(path.name for path in self.tracked.glob("*.md"))
 
 
-ROOM = Room(ROOT / "notebooks", ROOT / "workspace")
+def chosen_room(environment: Mapping[str, str]) -> Room:
+    """Return the project's room; `LAB_WORKSPACE` in the environment names another folder for the copies."""
+    return Room(ROOT / "notebooks", Path(environment.get("LAB_WORKSPACE") or ROOT / "workspace").absolute())
+
+
+ROOM = chosen_room(os.environ)
 
 
 # Notebooks -------------------------------------------------------------------------------------------------------
@@ -101,10 +132,7 @@ def _hash(text: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: whoever reads it meanwhile sees the old or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 def read_state(room: Room) -> dict[str, dict[str, str]]:
@@ -120,8 +148,7 @@ def back_up(room: Room, name: str) -> Path:
     """Copy the learner's version of a lesson into the backup folder and return the copy's path."""
     stem, now = Path(name).stem, datetime.now()
     backup = room.own / BACKUP / f"{stem}.{now:%Y%m%d-%H%M%S-%f}{Path(name).suffix}"
-    backup.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(room.own / name, backup)
+    write_whole(backup, (room.own / name).read_bytes())
     return backup
 
 
@@ -177,7 +204,7 @@ def _update_lesson(room: Room, name: str, state: dict[str, dict[str, str]]) -> s
     if edits in (known.get("edits", ""), edit_hash(name, lesson)):
         state[name] = copy_lesson(room, name)
         return f"{name}: refreshed, the lesson is newer"
-    return f"{name}: yours is kept. A newer lesson exists; `make reset LESSON={_number(name)}` takes it"
+    return f"{name}: yours is kept. A newer lesson exists; `make reset LESSON={_number(name)}{room.switch}` takes it"
 
 
 def _number(name: str) -> str:
@@ -201,7 +228,7 @@ def find_lesson(lessons: Iterable[str], wanted: str) -> str:
         When no lesson or more than one fits; the text lists the lessons.
     """
     names = list(lessons)
-    number = wanted.zfill(2) if wanted.isdigit() else None
+    number = wanted.zfill(2) if arguments.text("the lesson", wanted, "02").isdigit() else None
     found = [name for name in names if number == _number(name) or wanted in (name, Path(name).stem)]
     if len(found) != 1:
         listed = "\n".join(f"  {_number(name)}  {name}" for name in names)
@@ -225,7 +252,8 @@ def reset(room: Room, wanted: str) -> list[str]:
     name = find_lesson(room.lessons(), wanted)
     lines = []
     if (room.own / name).exists():
-        lines.append(f"{name}: yours is kept as {back_up(room, name).relative_to(room.own.parent)}")
+        folder = room.own.parents[bool(room.language)]
+        lines.append(f"{name}: yours is kept as {back_up(room, name).relative_to(folder)}")
     state = read_state(room)
     state[name] = copy_lesson(room, name)
     write_text(room.own / STATE, json.dumps(state, indent=1) + "\n")
@@ -274,14 +302,15 @@ def main(arguments: list[str]) -> int:
     """Run one command; return the exit status."""
     command, rest = (arguments or [""])[0], arguments[1:]
     try:
+        room = ROOM.translated(os.environ.get("LAB_LANGUAGE", ""))
         if command == "lab":
-            open_lab(ROOM, rest)
+            open_lab(room, rest)
         elif command == "reset" and len(rest) == 1:
-            print("\n".join(reset(ROOM, rest[0])))
+            print("\n".join(reset(room, rest[0])))
         else:
             print(USAGE, file=sys.stderr)
             return 2
-    except LessonError as error:
+    except (LessonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

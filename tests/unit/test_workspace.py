@@ -47,6 +47,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.fixture(autouse=True)
+def english(monkeypatch) -> None:
+    """The user's own choice of a language counts nothing here."""
+    monkeypatch.delenv("LAB_LANGUAGE", raising=False)
+
+
 @pytest.fixture
 def room(tmp_path) -> Room:
     tracked = tmp_path / "notebooks"
@@ -248,6 +254,67 @@ def test_opening_turns_the_process_into_jupyterlab(room, monkeypatch):
     assert (program, arguments) == (sys.executable, workspace.lab_arguments(room, ["--no-browser"]))
     assert environment["JUPYTER_PREFER_ENV_PATH"] == "1"
     assert (room.own / FIRST).exists()
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_the_copies_are_in_the_checkout_unless_a_folder_is_named(value):
+    assert workspace.chosen_room({} if value is None else {"LAB_WORKSPACE": value}).own == workspace.ROOT / "workspace"
+
+
+def test_a_folder_for_the_copies_can_be_named_from_where_the_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    room = workspace.chosen_room({"LAB_WORKSPACE": "my copies"})
+    assert (room.own, room.tracked) == (tmp_path / "my copies", workspace.ROOT / "notebooks")
+
+
+# --- in another language ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chinese(room, monkeypatch) -> Room:
+    """The Chinese lessons beside the English ones, chosen as a learner chooses them."""
+    (room.tracked / "zh").mkdir()
+    for name in (FIRST, SECOND, BOOK):
+        write_lesson(room.tracked / "zh" / name, f"print('zh', {name!r})")
+    monkeypatch.setenv("LAB_LANGUAGE", "zh")
+    monkeypatch.setattr(workspace, "ROOM", room)
+    return room.translated("zh")
+
+
+def test_another_language_opens_in_a_folder_of_its_own(room, chinese, monkeypatch):
+    workspace.update(room)
+    english, calls = sources(room.own / FIRST), []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    assert workspace.main(["lab"]) == 0
+    assert f"--ServerApp.root_dir={room.own / 'zh'}" in calls[0][1]
+    assert sources(room.own / "zh" / FIRST)[1] == f"print('zh', {FIRST!r})"
+    assert sources(room.own / FIRST) == english
+    assert workspace.update(room) == []
+
+
+def test_reset_in_another_language_leaves_the_english_copy_alone(room, chinese, capsys):
+    for each in (room, chinese):
+        workspace.update(each)
+        edit(each.own / SECOND, "my answer")
+    assert workspace.main(["reset", "02"]) == 0
+    assert f"kept as {room.own.name}/zh/.backup/02_the_doubling_bug.20" in capsys.readouterr().out
+    assert sources(chinese.own / SECOND)[1] == f"print('zh', {SECOND!r})"
+    assert sources(room.own / SECOND)[1] == "my answer"
+
+
+def test_a_newer_lesson_in_another_language_is_taken_with_its_switch(chinese):
+    workspace.update(chinese)
+    edit(chinese.own / SECOND, "my answer")
+    write_lesson(chinese.tracked / SECOND, "newer")
+    assert "`make reset LESSON=02 LAB_LANGUAGE=zh`" in workspace.update(chinese)[0]
+
+
+@pytest.mark.parametrize("language", ["fr", "..", "zh/..", "/"])
+def test_a_language_without_lessons_is_refused_with_the_languages(room, chinese, monkeypatch, capsys, language):
+    monkeypatch.setenv("LAB_LANGUAGE", language)
+    assert workspace.main(["lab"]) == 1
+    assert capsys.readouterr().err.endswith("use: zh\n")
+    assert not room.own.exists()
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["reset"], 2), (["open"], 2), (["reset", "99"], 1)])

@@ -1,0 +1,177 @@
+"""JupyterLab as a learner has it: started by the project's own command, looked at and used in a real browser."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from get_browser import find_browser
+from leftovers import RUN_MARK, marked_processes, shm_files, until_none
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from lab_utils.launch import shm_prefix
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "artifacts/browser"
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+OPTIONS = ("--no-browser", "--LabApp.expose_app_in_browser=True")
+SECONDS = 120.0  # a deadline, not a delay
+OWN_FILES = ("LAB_BOOK", "LAB_WORKSPACE", "IPYTHONDIR", "MPLCONFIGDIR", "XDG_STATE_HOME")
+USERS = re.compile("JUPYTER|IPYTHON|XDG_|LAB_|TRITON|PYTHON")  # what a user's or a test's shell may have set
+
+NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden)"
+RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+RESTART = "() => { window.again = window.jupyterapp.commands.execute('notebook:restart-run-all') }"
+CELLS = "() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
+END_KERNELS = "() => window.jupyterapp.serviceManager.sessions.shutdownAll()"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running JupyterLab: its address with and without token, and how its processes and shared memory are known."""
+
+    start: str
+    url: str
+    token: str
+    process: subprocess.Popen
+    mark: str
+
+    def kernels(self) -> list[str]:
+        """Its kernels' processes."""
+        return [line for line in marked_processes(RUN_MARK, self.mark) if "ipykernel_launcher" in line]
+
+    def servers(self) -> list[str]:
+        """Its processes that are neither JupyterLab itself nor kernels, and its files in /dev/shm."""
+        known = {*self.kernels(), str(self.process.pid)}
+        others = [line for line in marked_processes(RUN_MARK, self.mark) if not {line, line.split()[0]} & known]
+        return others + self.shared_memory()
+
+    def shared_memory(self) -> list[str]:
+        """Its files in /dev/shm."""
+        return shm_files(shm_prefix(os.getuid(), self.mark))
+
+
+# JupyterLab ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running_lab(folder: Path) -> Iterator[Lab]:
+    """Start JupyterLab with a home of its own, and end it as a service does; then nothing of it may be left."""
+    mark, log = uuid.uuid4().hex, folder / "lab.log"
+    command = [sys.executable, "-m", "lab_utils.workspace", "lab", *OPTIONS]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(folder, mark), stdout=file, stderr=file)
+    try:
+        start = address(process, log)
+        yield Lab(start, *re.fullmatch(r"(.*)/lab/tree/.*token=(\w+)", start).groups(), process, mark)
+    finally:
+        process.send_signal(signal.SIGTERM)  # after SIGINT it would ask
+        process.wait(SECONDS)
+        until_none(lambda: marked_processes(RUN_MARK, mark), "JupyterLab, after its end")
+        until_none(lambda: shm_files(shm_prefix(os.getuid(), mark)), "JupyterLab, in /dev/shm")
+
+
+def environment(folder: Path, mark: str) -> dict[str, str]:
+    """The user's environment, with an empty home and without what would change how the lab looks or runs."""
+    kept = {name: value for name, value in os.environ.items() if not USERS.match(name)}
+    own = {name: str(folder / name.lower()) for name in OWN_FILES}
+    return {**kept, **own, "HOME": str(folder), RUN_MARK: mark, "LAB_LEARNER": mark}
+
+
+def address(process: subprocess.Popen, log: Path) -> str:
+    """Wait until Lab has written the address to open into its log, and return it."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+/lab/tree/\S*\?token=\w+", log.read_text())):
+        assert process.poll() is None, f"JupyterLab ended: {log.read_text()[-2000:]}"
+        assert time.monotonic() < deadline, f"no address in {SECONDS:g} s: {log.read_text()[-2000:]}"
+        time.sleep(0.05)
+    return found[0]
+
+
+# The browser ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Start the Chromium of this machine; a missing one is a failure."""
+    path = find_browser()
+    assert path, "no Chromium runs here; get one with: python tools/get_browser.py"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, address: str) -> Iterator[Page]:
+    """A page of a notebook whose kernel is ready; at the end its kernel is ended, as with "Shut Down All Kernels"."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    try:
+        page.goto(address)
+        page.locator(NOTEBOOK).wait_for(timeout=1000 * SECONDS)
+        expect(page.locator("#jp-main-statusbar")).to_contain_text("Idle", timeout=1000 * SECONDS)
+        yield page
+        page.evaluate(END_KERNELS)
+    finally:
+        page.close()
+
+
+# A notebook in a page ------------------------------------------------------------------------------------------------
+
+
+def code_cells(page: Page) -> list[dict]:
+    """The code cells of the notebook with their outputs, from JupyterLab's model and not from what is drawn."""
+    return [cell for cell in page.evaluate(CELLS) if cell["cell_type"] == "code"]
+
+
+def restart_and_run_all(page: Page) -> None:
+    """Restart the kernel, say yes to the question, and wait until all cells have run."""
+    page.evaluate(RESTART)
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.evaluate("() => window.again")
+
+
+def sources(cells: list[dict]) -> list[str]:
+    """The code of each cell."""
+    return ["".join(cell["source"]) for cell in cells]
+
+
+def outputs(cells: list[dict], kind: str) -> list[dict]:
+    """All outputs of a kind such as "error", "stream"."""
+    return [output for cell in cells for output in cell["outputs"] if output["output_type"] == kind]
+
+
+def number_of_figures(cells: list[dict]) -> int:
+    """How many outputs hold a picture."""
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+
+
+def compared_text(cells: list[dict]) -> list[str]:
+    """What each cell printed that must be the same in each run."""
+    kept = [cell for cell in cells if "nbval-ignore-output" not in cell["metadata"].get("tags", [])]
+    return ["".join("".join(output.get("text", "")) for output in cell["outputs"]) for cell in kept]
+
+
+def code_cell(page: Page, words: str) -> Locator:
+    """The only code cell on the page with these words in its code."""
+    return page.locator(f"{NOTEBOOK} .jp-CodeCell", has=page.locator(".jp-InputArea", has_text=words))
+
+
+def type_line(page: Page, cell: Locator, old: str, new: str) -> None:
+    """Replace the only line of a cell that holds `old`, with mouse and keyboard, and run the cell."""
+    line = cell.locator(".cm-line", has_text=old)
+    line.click()
+    page.keyboard.press("End")
+    page.keyboard.press("Shift+Home")
+    page.keyboard.type(new)
+    page.keyboard.press("Control+Enter")
