@@ -113,6 +113,9 @@ lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade take
 	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 		--no-emit-index-url --group workshop --constraint requirements.lock --output-file requirements-workshop.lock \
 		--custom-compile-command "make lock" $(LOCK_ARGS)
+	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --constraint requirements.lock --output-file deploy/kubernetes/requirements.lock \
+		--custom-compile-command "make lock" $(LOCK_ARGS) deploy/kubernetes/requirements.in
 
 clean: ## remove the environment and all caches; your lessons in workspace/ stay
 	$(MAKE) --directory=custom_backend clean
