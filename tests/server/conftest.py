@@ -28,7 +28,7 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     signal.signal(signal.SIGINT, signal.default_int_handler)
     began, mark, state = time.time(), uuid.uuid4().hex, tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("TRITON_GRPC_URL", "TRITON_SOURCE", "TRITONSERVER_HOME"):
+        for name in ("TRITON_GRPC_URL", "TRITON_API_KEY", "TRITON_SOURCE", "TRITONSERVER_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv(RUN_MARK, mark)
         patch.setenv("XDG_STATE_HOME", str(state))

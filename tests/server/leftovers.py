@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab_utils.launch import Launch
@@ -32,6 +33,18 @@ def launch_of(server: TritonServer) -> Launch:
     """Id, ports and folder of a started server; they stay readable after it was stopped."""
     assert server._launch is not None
     return server._launch
+
+
+def attach_to(server: TritonServer, patch: pytest.MonkeyPatch) -> str:
+    """Name this server as one that somebody else runs, with its key; its address."""
+    patch.setenv("TRITON_GRPC_URL", server.grpc_url)
+    patch.setenv("TRITON_API_KEY", server.api_key.text)
+    return server.grpc_url
+
+
+def header_of(server: TritonServer) -> dict[str, str]:
+    """What an HTTP request to it has to bring along."""
+    return {server.api_key.header: server.api_key.value}
 
 
 def triton_process(server: TritonServer) -> psutil.Process:
