@@ -1,6 +1,7 @@
 """The lab without a notebook: ``python -m lab_utils COMMAND``; ``--help`` lists the commands.
 
-`contract`, `trace` and `watch` work on any model repository, trace file and server; `labbook` reads the lab book.
+`contract`, `trace` and `watch` work on any model repository, trace file and server; `labbook` reads the lab book, and
+`workshop` is for instructors.
 """
 
 import argparse
@@ -8,14 +9,16 @@ import json
 import sys
 from pathlib import Path
 
-from lab_utils import contract_cli, doctor, labbook_cli, stale, trace_cli, watch_cli
+from lab_utils import contract_cli, doctor, labbook_cli, stale, trace_cli, watch_cli, workshop_cli
 from lab_utils.client import Observation, StreamError, iter_stream, stream
 from lab_utils.errors import ServerError
 from lab_utils.field_report import REPORTED_IDS, REPORTED_PROMPT
+from lab_utils.files import save_figure
 from lab_utils.growth import fit
 from lab_utils.plots import growth_figure, table
 from lab_utils.server import start_server
 from lab_utils.sources import ServerNotFoundError
+from lab_utils.terminal import harmless_output
 
 SHOWN_IDS = 8
 
@@ -39,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=stop)
     one = commands.add_parser("doctor", help="what this machine has and lacks, and what to do about it")
     one.set_defaults(run=examine)
-    for module in (contract_cli, trace_cli, watch_cli, labbook_cli):
+    for module in (contract_cli, trace_cli, watch_cli, labbook_cli, workshop_cli):
         module.add_command(commands)
     return root
 
@@ -56,8 +59,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     print(table(["iteration", "dims", "bytes"], rows))
     print(f"law: {law}")
     print(f"message 8 {'equals' if same else 'DIFFERS FROM'} the {len(REPORTED_IDS)} ids of the field report")
-    arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-    growth_figure({"measured": result.lengths}, predicted=law).savefig(arguments.figure, dpi=150)
+    save_figure(growth_figure({"measured": result.lengths}, predicted=law), arguments.figure)
     print(f"figure: {arguments.figure}")
     return 0 if same else 1
 
@@ -116,6 +118,11 @@ def _say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are said in a line, without a traceback."""
     parsed = parser().parse_args(arguments)
+    with harmless_output():
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         return parsed.run(parsed)
     except (ServerError, ServerNotFoundError, StreamError, ValueError, OSError) as error:

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
+from lab_utils import arguments
 from lab_utils.attribution import Message
 
 MEBIBYTE = 1 << 20
@@ -44,11 +45,11 @@ class Rules:
     memory_bytes: float = 64 * MEBIBYTE
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1:  # NaN ends here too
+        if not arguments.number("factor", self.factor) >= 1:  # NaN ends here too
             raise ValueError(f"factor is {self.factor!r}; expected 1 or more, such as 1.5: growth of a half")
         if isinstance(self.times, bool) or not isinstance(self.times, int) or self.times < 1:
             raise ValueError(f"times is {self.times!r}; expected a whole number from 1 up: steps in a row")
-        if not self.memory_bytes >= 0:
+        if not arguments.number("memory_bytes", self.memory_bytes) >= 0:
             raise ValueError(f"memory_bytes is {self.memory_bytes!r}; expected 0 or more")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from lab_utils import arguments
 from lab_utils.client import stream
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.server import start_server
@@ -49,8 +50,10 @@ def needs(n: int) -> tuple[int, int]:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may still use: the machine's, or less where a control group limits it."""
+    """Bytes of memory that this process may still use: the machine's, or less where a control group or hub says so."""
     limits = [psutil.virtual_memory().available]
+    if share := os.environ.get("LAB_BIG_RUN_BYTES"):  # a hub ends a learner who takes more than her share
+        limits.append(int(share))
     group = _control_group()
     for folder in [group, *group.parents]:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit here
@@ -140,7 +143,7 @@ def big_run(wanted: int = 28, report: Callable[[str], None] = print) -> BigRun:
     ValueError
         `wanted` is out of range.
     """
-    if not 1 <= wanted <= 28:
+    if not 1 <= arguments.number("wanted", wanted, "1 to 28") <= 28:
         raise ValueError(f"wanted is {wanted}; expected 1 to 28 (28 means 134,217,728 ids in one message)")
     # The lock goes on until the server has stopped: only then its memory is free again.
     with machine_lock(report), start_server(["ensemble_append"], report=report) as server:

@@ -13,12 +13,14 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from lab_utils.errors import ServerDiedError
+from lab_utils import arguments, server_log
+from lab_utils.errors import ServerDiedError, ToldShortly
 from lab_utils.server import TritonServer
 
 DEADLINE_SECONDS = 60.0
 END_TRIES, END_SECONDS = 10, 0.5  # a stream that does not end in that time is cancelled
 CHECK_SECONDS = 0.5  # how often a silent server is looked at
+INT64 = np.iinfo(np.int64)
 ITEM_SIZE = 4  # bytes of an INT32 id
 GRANT = "grant"  # request id of a window's grants, whose answers nobody waits for
 FAILURES = {"ERROR": "the inference node", "STATUS": "the guard in post-processing"}
@@ -110,13 +112,18 @@ class Window:
     node: str = "inference"
     version: int = 4
 
+    def __post_init__(self) -> None:
+        arguments.whole("messages", self.messages, 1)
+        arguments.text("node", self.node, "inference")
+        arguments.whole("version", self.version, 1)
+
     @property
     def share(self) -> int:
         """Messages in one grant: half of the window, so that the node need not wait for each one."""
         return max(1, self.messages // 2)
 
 
-class StreamError(RuntimeError):
+class StreamError(ToldShortly, RuntimeError):
     """A stream ended with an error or passed its deadline; `result` keeps what had arrived before."""
 
     def __init__(self, message: str, observations: Sequence[Observation] = ()):
@@ -134,10 +141,10 @@ def infer(server: TritonServer, model: str, inputs: Mapping[str, np.ndarray]) ->
     StreamError
         The server answered with an error.
     """
+    tensors = _tensors(inputs)
     try:
         with server.client() as client:
-            tensors = [_input(name, values, np_to_triton_dtype(values.dtype)) for name, values in inputs.items()]
-            result = client.infer(model, tensors, client_timeout=DEADLINE_SECONDS)
+            result = client.infer(arguments.sendable("model", model), tensors, client_timeout=DEADLINE_SECONDS)
     except InferenceServerException as error:
         server.check()
         raise StreamError(f"model {model!r} answered with an error: {error.message()}") from None
@@ -189,6 +196,7 @@ def stream_many(
         except (StreamError, ServerDiedError) as error:
             return error
 
+    prompts = arguments.texts("prompts", prompts)
     with ThreadPoolExecutor(max_workers=max(1, len(prompts))) as pool:
         return list(pool.map(outcome, prompts))
 
@@ -248,6 +256,8 @@ def iter_stream(
     options = {"max_message_ids": max_message_ids, "mutation": mutation}
     parameters = {"dims_only": dims_only, "trace_heap": trace_heap, "guard": guard, "log": log}
     parameters |= {name: value for name, value in options.items() if value is not None}
+    if not isinstance(window, Window | None):
+        raise TypeError(f"window is {window!r}; expected a Window, such as Window(8), or None")
     if window:
         parameters |= {"window": window.messages, "window_key": secrets.randbits(62) + 1}
     tensors = _inputs(prompt, max_tokens, forced_ids)
@@ -288,8 +298,14 @@ def iter_outputs(
     StreamError, lab_utils.errors.ServerDiedError
         As for `stream`.
     """
-    tensors = [_input(name, values, np_to_triton_dtype(values.dtype)) for name, values in inputs.items()]
-    call = {"model_version": "" if version is None else str(version), "parameters": dict(parameters or {})}
+    tensors = _tensors(inputs)
+    if not isinstance(parameters, Mapping | None):
+        raise TypeError(f"parameters is {parameters!r}; expected a mapping of names to values")
+    newest = version is None
+    call = {
+        "model_version": "" if newest else str(arguments.whole("version", version, 1)),
+        "parameters": dict(parameters or {}),
+    }
     with closing(_responses(server, model, tensors, deadline, request_id=request_id, **call)) as responses:
         for result, _ in responses:
             yield {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
@@ -304,6 +320,7 @@ def _responses(
     **call: object,
 ) -> Iterator[tuple[grpc.InferResult, float]]:
     """Each response that carries tensors, with the seconds from sending the request to its arrival."""
+    _check_call(model, deadline, **call)
     arrivals = _Arrivals()
     with server.client() as client:
         client.start_stream(arrivals.take)
@@ -322,6 +339,21 @@ def _responses(
                 _end(client, window, call["parameters"]["window_key"], arrivals.over)
             # Cancelling after the final response made some servers fail to stop cleanly.
             client.stop_stream(cancel_requests=not arrivals.final)
+
+
+def _check_call(
+    model: object, deadline: object, request_id: object, parameters: Mapping[object, object], **_: object
+) -> None:
+    """Refuse what the client's library would refuse too, without saying which argument it means."""
+    arguments.sendable("the ensemble or model", model)
+    arguments.number("deadline", deadline, "seconds")
+    arguments.sendable("request_id", request_id)
+    for name, value in parameters.items():
+        arguments.sendable("the name of a parameter", name)
+        if isinstance(value, str):
+            arguments.sendable(f"parameter {name}", value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            arguments.whole(f"parameter {name}", value, INT64.min, INT64.max)
 
 
 class _Arrivals:
@@ -377,7 +409,7 @@ def _until_final(
         result, error, arrived = _next_response(server, arrivals, began, deadline)
         if error is not None:
             server.check()
-            raise StreamError(f"the server ended the stream after {count} responses: {error.message()}")
+            raise StreamError(_explained(f"the server ended the stream after {count} responses: {error.message()}"))
         response = result.get_response()
         if response.outputs:
             count += 1
@@ -393,7 +425,11 @@ def _observations(responses: Iterator[tuple[grpc.InferResult, float]]) -> Iterat
             iteration += 1
             yield _observation(result, iteration, seconds)
     if failure:
-        raise StreamError(f"{failure[0]} ended the stream after {iteration} responses: {failure[1]}")
+        raise StreamError(_explained(f"{failure[0]} ended the stream after {iteration} responses: {failure[1]}"))
+
+
+def _explained(failure: str) -> str:
+    return f"{failure}\n{server_log.advice(failure)}".rstrip("\n")
 
 
 def _failure(result: grpc.InferResult) -> tuple[str, str] | None:
@@ -419,7 +455,7 @@ def _inputs(prompt: str, max_tokens: int, forced_ids: Sequence[int] | None) -> l
     if not isinstance(prompt, str):
         raise TypeError(f"prompt is {type(prompt).__name__}; expected str")
     tensors: Mapping[str, tuple[np.ndarray, str]] = {
-        "PROMPT": (np.array([prompt.encode("utf-8")], dtype=np.object_), "BYTES"),
+        "PROMPT": (np.array([arguments.sendable("prompt", prompt).encode("utf-8")], dtype=np.object_), "BYTES"),
         "MAX_TOKENS": (_int32("max_tokens", [max_tokens]), "INT32"),
     }
     if forced_ids is not None:
@@ -429,13 +465,26 @@ def _inputs(prompt: str, max_tokens: int, forced_ids: Sequence[int] | None) -> l
 
 def _int32(name: str, values: Sequence[int]) -> np.ndarray:
     """The values as an INT32 array of one axis; NumPy alone would wrap or cut what does not fit."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths in a list
+        array = np.asarray(None)
     if array.size == 0:
         return np.empty(0, dtype=np.int32)
     limits = np.iinfo(np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < limits.min or array.max() > limits.max:
         raise ValueError(f"{name} is {str(values)[:60]}; expected whole numbers that fit into 32 bits")
     return array.astype(np.int32)
+
+
+def _tensors(inputs: Mapping[str, np.ndarray]) -> list[grpc.InferInput]:
+    arrays = isinstance(inputs, Mapping) and all(isinstance(values, np.ndarray) for values in inputs.values())
+    if not arrays:
+        raise TypeError(f"inputs is {str(inputs)[:60]}; expected a mapping of names to NumPy arrays")
+    return [
+        _input(arguments.sendable("the name of an input", name), values, np_to_triton_dtype(values.dtype))
+        for name, values in inputs.items()
+    ]
 
 
 def _input(name: str, values: np.ndarray, dtype: str) -> grpc.InferInput:

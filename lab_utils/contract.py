@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelEnsembling
 
+from lab_utils import arguments
 from lab_utils.server import MODEL_REPOSITORY
 
 CLIENT = "client"
@@ -349,7 +350,7 @@ def read_config(model: str, repository: str | Path = MODEL_REPOSITORY) -> ModelC
     ValueError
         There is no such file, or it is not protobuf text of a ModelConfig.
     """
-    return _read_model(model, Path(repository)).config
+    return _read_model(arguments.name_of_file("model", model), arguments.path("repository", repository)).config
 
 
 def read_repository(path: str | Path) -> Repository:
@@ -360,7 +361,7 @@ def read_repository(path: str | Path) -> Repository:
     ValueError
         The path is no folder, cannot be opened, is the folder of a single model, or holds no models.
     """
-    folder = Path(path)
+    folder = arguments.path("the repository", path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the path of a model repository")
     if not os.access(folder, os.R_OK | os.X_OK):
@@ -501,7 +502,7 @@ def read_edges(ensemble: str, repository: str | Path = MODEL_REPOSITORY) -> list
         The model is not an ensemble, a config cannot be read, or a tensor has no producer.
     """
     models: dict[str, Model] = {}
-    _read_with_steps(ensemble, Path(repository), models)
+    _read_with_steps(arguments.name_of_file("ensemble", ensemble), arguments.path("repository", repository), models)
     if not models[ensemble].config.ensemble_scheduling.step:
         raise ValueError(f"{ensemble!r} is not an ensemble: its config has no ensemble_scheduling steps")
     _refuse_if_broken(models[ensemble], models)

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from lab_utils.contract import Edge, Graph, Node, Repository, ensemble_graph, read_repository
+from lab_utils.files import save_figure
 from lab_utils.findings import ERROR, SEVERITIES, Finding, check, report, summary, to_json
 from lab_utils.graph import edge_dims, graph_figure
 from lab_utils.plots import table
@@ -94,6 +95,5 @@ def _save_figure(graph: Graph, path: Path) -> None:
     except ValueError as error:
         print(f"no figure of {graph.name}: {error}", file=sys.stderr)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     print(f"figure: {path}", file=sys.stderr)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab_utils import launch
+from lab_utils.errors import ToldShortly
+from lab_utils.files import disk_problem
 from lab_utils.server import MODEL_REPOSITORY
 
 PROJECT = MODEL_REPOSITORY.parent
@@ -32,7 +34,7 @@ KEEP_CHANGED = 8  # builds with patches: each learner's answer is one
 OUTER_MAKE = {"MAKEFLAGS", "MFLAGS", "SANITIZE"}  # what an outer make, or the user, has said is not for this one
 
 
-class BuildError(RuntimeError):
+class BuildError(ToldShortly, RuntimeError):
     """The backends could not be built; the message holds the compiler's own words and says what to do."""
 
 
@@ -128,7 +130,7 @@ def compiler() -> str:
         There is none.
     """
     wanted = os.environ.get("CXX", "").strip()
-    if wanted and not shutil.which(shlex.split(wanted)[0]):
+    if wanted and not shutil.which(wanted.split()[0].strip("'\"")):
         raise BuildError(f"the variable CXX says {wanted!r}, but there is no such command; unset it, or correct it")
     found = wanted or next(filter(shutil.which, COMPILERS), None)
     if not found:
@@ -198,18 +200,22 @@ def _run(place: Path, target: str, settings: list[str]) -> bool:
 
     make cannot handle white space in paths, so all that it sees are paths inside that folder.
     """
+    used = compiler()
+    if not shutil.which("make"):
+        raise BuildError("no make on PATH. Install it (Debian and Ubuntu: apt-get install make), and build again")
     with _locked(place):
         root = _source_folder(place)
         command = [
             *("make", f"--jobs={len(os.sched_getaffinity(0))}", f"--directory={root}", f"--file={FOLDER / 'Makefile'}"),
-            *(f"CXX={compiler()}", f"BUILD={os.path.relpath(place, root)}", *settings, target),
+            *(f"CXX={used}", f"BUILD={os.path.relpath(place, root)}", *settings, target),
         ]
         ours = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE}
         environment = {**ours, "LC_ALL": "C"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        _refuse_full_disk(place)
         raise BuildError(f"the build failed:\n{_first_errors(done.stderr)}\n{_advice(root)}")
-    return any(line.startswith(compiler()) for line in done.stdout.splitlines())
+    return any(line.startswith(used) for line in done.stdout.splitlines())
 
 
 def _source_folder(place: Path) -> Path:
@@ -227,6 +233,13 @@ def _first_errors(printed: str) -> str:
     lines = printed.splitlines()
     first = next((n for n, line in enumerate(lines) if "error: " in line and not line.startswith("collect2")), 0)
     return "\n".join(lines[first : first + ERROR_LINES])
+
+
+def _refuse_full_disk(place: Path) -> None:
+    """Name the reason that make and a compiler tell in words of their own, or not at all."""
+    for folder in (place, Path(tempfile.gettempdir())):
+        if full := disk_problem(folder):
+            raise BuildError(f"the build failed: {full}. Free space there and build again")
 
 
 def _advice(root: Path) -> str:

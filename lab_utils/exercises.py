@@ -11,6 +11,8 @@ from lab_utils.exercises_07 import LESSON_07
 from lab_utils.exercises_08 import LESSON_08
 from lab_utils.exercises_09 import LESSON_09
 from lab_utils.exercises_10 import LESSON_10
+from lab_utils.labbook import open_book
+from lab_utils.workshop_share import record_check
 
 EXERCISES: dict[str, Exercise] = {
     **LESSONS_00_TO_03,
@@ -27,12 +29,17 @@ EXERCISES: dict[str, Exercise] = {
 def check(name: str, answer: object) -> None:
     """Print the verdict on an answer; never raises because of what the answer is.
 
+    A learner who shares her progress shares that it was right or not yet, never the answer: see `workshop_share`.
+
     Raises
     ------
     KeyError
         There is no exercise of this name: a mistake in the notebook, not in the answer.
     """
-    print(verdict(name, answer))
+    said = verdict(name, answer)
+    print(said)
+    if said != NOT_ANSWERED:
+        record_check(open_book().path, name, said.startswith("right. "))
 
 
 def verdict(name: str, answer: object) -> str:

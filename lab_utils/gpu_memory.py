@@ -14,7 +14,7 @@ import pynvml
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab_utils.client import Observation
-from lab_utils.errors import ServerError
+from lab_utils.errors import ServerError, ToldShortly
 from lab_utils.server import TritonServer
 from lab_utils.watch_server import metrics_page
 
@@ -25,7 +25,7 @@ SMALLEST = 4 * GRANULARITY  # held bytes up to here tell nothing of a factor
 Response = TypeVar("Response")
 
 
-class NoGpuError(RuntimeError):
+class NoGpuError(ToldShortly, RuntimeError):
     """There is no such GPU, or its driver does not answer; the message says which was asked for."""
 
 

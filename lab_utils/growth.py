@@ -164,7 +164,7 @@ def fit(dims: Iterable[Real], tolerance: float = TOLERANCE) -> Law:
     values = numbers_of(dims)
     if len(values) < FEWEST_POINTS:
         raise ValueError(f"dims has {len(values)} values; a law needs at least {FEWEST_POINTS}: run more iterations")
-    if not 0 <= tolerance <= 1:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance <= 1:
         raise ValueError(f"tolerance is {tolerance!r}; expected a fraction from 0 to 1, such as {TOLERANCE}")
     fits = _least_squares(values)
     errors = {kind: error for kind, (_, error) in fits.items()}

@@ -28,6 +28,7 @@ from lab_utils.labbook_entries import MEASURED, Experiment, read_experiments
 from lab_utils.labbook_schema import BookError, insert, transaction
 from lab_utils.labbook_text import cut
 from lab_utils.labbook_values import as_json, as_row, clean, finite, free_label, is_unanswered, listed, png_of
+from lab_utils.workshop_share import refresh
 
 __all__ = ["Book", "BookError", "Recorder", "experiment", "open_book"]
 
@@ -113,7 +114,7 @@ class Book:
             The file cannot be read.
         """
         known = {one.id: one for one in self._read()}
-        if number not in known:
+        if number not in list(known):
             there = f"it has {min(known)} to {max(known)}" if known else "it is empty: run a lesson first"
             raise ValueError(f"the lab book has no experiment {number!r}; {there}")
         return known[number]
@@ -257,6 +258,8 @@ class Recorder:
         seconds = time.monotonic() - self._began
         ending = {"experiment": self.id, "ended": _now(), "failure": failure, "seconds": seconds}
         self._write(lambda connection: insert(connection, "ending", ending))
+        if self._recording:
+            refresh(self._book.path)  # the instructor's view of a learner who agreed to one
 
     def series(self, label: str, observations: object, unit: str = "elements") -> None:
         """Record what was measured in each iteration.

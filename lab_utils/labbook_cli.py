@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from lab_utils.files import save_figure
 from lab_utils.labbook import open_book
 from lab_utils.labbook_entries import Experiment
 from lab_utils.labbook_report import export
@@ -63,8 +64,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     comparison = open_book().compare(arguments.before, arguments.after, arguments.series)
     print(visible(f"{comparison.summary}.\n\n{comparison}"))
     if arguments.figure:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        comparison.figure().savefig(arguments.figure, dpi=150)
+        save_figure(comparison.figure(), arguments.figure)
         print(f"\nfigure: {arguments.figure}")
     return 0
 

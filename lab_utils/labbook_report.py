@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 
+from lab_utils.files import write_whole
 from lab_utils.labbook import Book
 from lab_utils.labbook_compare import Comparison, before_after
 from lab_utils.labbook_entries import MEASURED, Experiment, Point, Series
@@ -113,17 +113,19 @@ def data_of(experiments: Iterable[Experiment]) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write a file in one step: whoever reads it meanwhile sees the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
     return path
 
 
 def _row(start: Sequence[object], series: Series, line: Line) -> list[object]:
     point = line.point
     measured = [point.iteration, json.dumps(point.dims), point.size, point.nbytes, point.seconds]
-    return [*start, series.label, series.unit, *measured, line.predicted]
+    return [_cell(value) for value in (*start, series.label, series.unit, *measured, line.predicted)]
+
+
+def _cell(value: object) -> object:
+    """A spreadsheet computes a text that begins like a formula; an apostrophe keeps it a text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
 
 
 def _all_lines(one: Experiment, series: Series) -> list[Line]:

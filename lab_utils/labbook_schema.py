@@ -9,11 +9,14 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lab_utils.errors import ToldShortly
+from lab_utils.files import disk_problem
+
 WAIT_SECONDS = 30.0  # for other writers; a transaction takes milliseconds
 APPLICATION_ID = 0x4C42_4F4B  # in the file's header: this SQLite file is a lab book
 
 
-class BookError(OSError):
+class BookError(ToldShortly, OSError):
     """The file of a lab book cannot be used; the message says why and what to do."""
 
 
@@ -189,5 +192,7 @@ def _not_a_book(path: Path, reason: str) -> str:
 def _explain(path: Path, error: Exception) -> str:
     if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(error):
         return _not_a_book(path, "it is no SQLite file")
+    if full := disk_problem(path.parent) if path.parent.exists() else "":
+        return f"lab book {path} cannot be used: {full}. Free space there, or set LAB_BOOK to another file"
     reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.strerror else str(error)
     return f"lab book {path} cannot be used: {reason}. Check the folder and the disk, or set LAB_BOOK to another file"

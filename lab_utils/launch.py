@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -13,24 +14,40 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
 from lab_utils import supervisor
+from lab_utils.api_key import ApiKey, new_key
 from lab_utils.device import gpu_count, has_gpu
 from lab_utils.errors import ServerStartError
 from lab_utils.sources import Source
 
 STATE = platformdirs.user_state_path("triton-ensemble-lab")
-SHM_PREFIX = f"triton_lab_{os.getuid()}_"
 EXIT_SECONDS = 5  # with less, shared-memory files stayed behind
 KEEP_LOGS_SECONDS = 24 * 3600
+THREADS = 4  # of each pool: Triton's own sizes are twice the cores, and 32 for each Python model
+LOG_BYTES = 2**20  # a start logs 30 KB
 # Triton takes this much of a card at its start and never more; tensors that do not fit go to host memory, with one
 # warning in the log. It is Triton's own default, said here so that what eight learners need on one card is known.
 CUDA_POOL_BYTES = 64 * 2**20
 DOCKER_BACKENDS = "/opt/tritonserver/backends"
+
+
+def shm_prefix(user: int, learner: str = "") -> str:
+    """How the names of shared-memory files begin, for a user of this machine and a learner among those that share it.
+
+    The name of a learner may hold anything, so a hash stands for it; no prefix is the beginning of another.
+    """
+    mark = f"-{hashlib.sha256(learner.encode()).hexdigest()[:8]}" if learner else ""
+    return f"triton_lab_{user}{mark}_"
+
+
+# A hub may run several learners as one user of the machine.
+SHM_PREFIX = shm_prefix(os.getuid(), os.environ.get("LAB_LEARNER", ""))
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ class Launch:
     folder: Path
     flags: Sequence[str] = ()
     backends: Sequence[Path] = ()
+    key: ApiKey = field(default_factory=new_key)
 
     @property
     def shm_prefix(self) -> str:
@@ -110,6 +128,8 @@ def server_flags(launch: Launch, repositories: Sequence[str], backends: str) -> 
         f"--metrics-port={ports.metrics}",
         "--metrics-interval-ms=100",
         "--http-thread-count=2",
+        f"--model-load-thread-count={THREADS}",
+        f"--backend-config=python,thread-pool-size={THREADS}",
         "--pinned-memory-pool-byte-size=0",
         *(f"--cuda-memory-pool-byte-size={gpu}:{CUDA_POOL_BYTES}" for gpu in range(gpu_count())),
         f"--exit-timeout-secs={EXIT_SECONDS}",
@@ -138,6 +158,7 @@ def docker_command(launch: Launch) -> list[str]:
         *(launch.source.binary, "run", "--rm", "--name", launch.id, "--network", "host", "--shm-size", "6g", *gpus),
         *(*volumes, docker_image(launch), "tritonserver"),
         *server_flags(launch, models, DOCKER_BACKENDS),
+        *launch.key.flags,  # for all to read: what runs in a container cannot be reached from here
     ]
 
 
@@ -266,19 +287,22 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
 
     The returned process is the supervisor; closing its `stdin` stops the server.
     """
-    cleanup = [launch.source.binary, "rm", "--force", launch.id] if launch.source.kind == "docker" else []
+    in_docker = launch.source.kind == "docker"
+    cleanup = [launch.source.binary, "rm", "--force", launch.id] if in_docker else []
     job = {
         "command": server_command(launch),
+        "hidden": [] if in_docker else launch.key.flags,
         "shm_prefix": launch.shm_prefix,
         "cleanup": cleanup,
         "owner": os.getpid(),
     }
     environment = {**os.environ, **launch.source.environment}
     environment.setdefault("OMP_NUM_THREADS", "1")  # the tiny model's matrices are too small for more
-    with launch.log_path.open("wb") as log:
+    with launch.log_path.open("wb") as log, _in_memory(json.dumps(job)) as file:
         fcntl.flock(log, fcntl.LOCK_SH)  # held by whoever has the log open: the server's processes, until the last ends
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor.__file__, json.dumps(job)],
+            [sys.executable, "-I", "-S", supervisor.__file__, str(file.fileno()), launch.shm_prefix],
+            pass_fds=[file.fileno()],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -287,17 +311,49 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
         )
 
 
+def _in_memory(text: str) -> BinaryIO:
+    """A file without a name, open at its start."""
+    file = os.fdopen(os.memfd_create("job"), "w+b")
+    file.write(text.encode())
+    file.seek(0)
+    return file
+
+
 def new_folder(name: str) -> Path:
     """A folder for one server's log; folders older than a day are removed, unless their server still runs."""
-    home = Path(tempfile.gettempdir(), f"triton-ensemble-lab-{os.getuid()}") if re.search(r"\s", str(STATE)) else STATE
-    runs = home / "servers"
-    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    runs = _closed_folder() / "servers"
+    runs.mkdir(exist_ok=True, mode=0o700)
     for folder in runs.iterdir():
         with contextlib.suppress(FileNotFoundError):
             if time.time() - folder.stat().st_mtime > KEEP_LOGS_SECONDS and not _in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-    (runs / name).mkdir()
+    (runs / name).mkdir(mode=0o700)
+    _reserve(runs / name / "server.log")
     return runs / name
+
+
+def _closed_folder() -> Path:
+    """A folder that is closed to other users, and whose path holds no white space: the stub's arguments break there."""
+    home = Path(tempfile.gettempdir(), f"triton-ensemble-lab-{os.getuid()}") if re.search(r"\s", str(STATE)) else STATE
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if home != STATE and home.lstat().st_uid != os.getuid():
+        raise ServerStartError(
+            f"{home} belongs to another user, who could exchange what the lab puts there. Have it removed, or let the "
+            "variable TMPDIR name a folder of your own"
+        )
+    home.chmod(0o700)
+    return home
+
+
+def _reserve(log: Path) -> None:
+    """Find out whether the disk has room for a log: a server whose log is cut off cannot be seen to be ready."""
+    try:
+        log.touch(mode=0o600)
+        with log.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, LOG_BYTES)
+    except OSError:
+        shutil.rmtree(log.parent, ignore_errors=True)
+        raise
 
 
 def _in_use(folder: Path) -> bool:

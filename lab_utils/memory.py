@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import psutil
 
+from lab_utils import arguments
 from lab_utils.client import Observation
 from lab_utils.server import TritonServer
 from lab_utils.stale import SHARED_MEMORY
@@ -133,8 +134,9 @@ def leaks(heap: Sequence[int], slack: int = SLACK) -> bool:
     ValueError
         There are too few readings, or one is missing.
     """
-    if len(heap) < 2 * ENDS + 1 or None in heap:
-        fewest = 2 * ENDS + 1
+    fewest = 2 * ENDS + 1
+    heap = arguments.items("heap", heap, "a list of bytes held")
+    if len(heap) < fewest or not all(isinstance(one, int | float) for one in heap):
         raise ValueError(f"heap is {list(heap)}; expected {fewest} or more readings, all of them with trace_heap=True")
     settled = heap[1:]
     return min(settled[-ENDS:]) - max(settled[:ENDS]) > slack

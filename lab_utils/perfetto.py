@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from lab_utils.files import writing
 from lab_utils.trace import Call, Request, Tensor
 from lab_utils.trace_tracks import Wires, pairs
 
@@ -68,13 +69,13 @@ def write(requests: Iterable[Request], path: str | Path, repository: str | Path 
     """
     layout = _Layout(repository)
     written = 0
-    with open(path, "w", encoding="utf-8") as file:
-        file.write('{"displayTimeUnit":"ms","traceEvents":[')
+    with writing(Path(path)) as file:
+        file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
         for request in requests:
             for event in layout.events(request):
-                file.write((",\n" if written else "\n") + json.dumps(event, ensure_ascii=False))
+                file.write(((",\n" if written else "\n") + json.dumps(event, ensure_ascii=False)).encode())
                 written += 1
-        file.write("\n]}\n")
+        file.write(b"\n]}\n")
     return Written(written, layout.left_out)
 
 

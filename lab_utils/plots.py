@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from numbers import Integral, Real
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from lab_utils import arguments
 from lab_utils.growth import Law, numbers_of
 
 OKABE_ITO = {
@@ -36,11 +40,21 @@ MARKERS = "PvDs^o"  # wide shapes first: a later one on top of it leaves the cor
 BYTES_PER_ID = 4
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB")
 GREY = "#666666"
+POWER = re.compile(r"\$(\\mathdefault\{)?-?\d+\^\{-?\d+\}\}?\$")
 LABEL_GAP = 0.075  # height of one line of text, as a fraction of the axes
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook can show without pyplot, and so never shows a second time."""
+    """A figure that a notebook can show without pyplot, and so never shows a second time.
+
+    Text is drawn as it is, powers on an axis apart: a name with "$" in it is no formula, and may not be a valid one.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw it."""
+        for text in self.findobj(Text):
+            text.set_parse_math(POWER.fullmatch(text.get_text()) is not None)
+        super().draw(renderer)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         # Twice the pixels at the same size: sharp on a dense screen.
@@ -124,7 +138,10 @@ def timeline_figure(events: Sequence[tuple[str, float, float]]) -> Figure:
     ValueError
         If there is no event, or one is not a label with a finite start and an end that is not before it.
     """
-    steps = [_event(event, position) for position, event in enumerate(events, 1)]
+    steps = [
+        _event(event, position)
+        for position, event in enumerate(arguments.items("events", events, "a list of steps"), 1)
+    ]
     if not steps:
         raise ValueError("events is empty; expected at least one (label, start in s, end in s)")
     zero, end = min(start for _, start, _ in steps), max(end for _, _, end in steps)
@@ -160,7 +177,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     ValueError
         If there are no headers, or a row is not as long as they are.
     """
-    headers, rows = [str(header) for header in headers], [list(row) for row in rows]
+    headers = [str(header) for header in arguments.items("headers", headers, "the names of the columns")]
+    rows = arguments.items("rows", rows, "a list of rows")
+    rows = [arguments.items(f"row {place}", row, "a list of values") for place, row in enumerate(rows, 1)]
     for position, row in enumerate(rows, 1):
         if len(row) != len(headers):
             raise ValueError(f"row {position} has {len(row)} values; expected one per header: {len(headers)}")
@@ -242,7 +261,8 @@ def _linear_axes(axes: Axes, series: list[_Series]) -> None:
 def _log2_axes(axes: Axes, series: list[_Series]) -> None:
     _draw(axes, series, "log2 axis")
     shown = [length for one in series for length in one.lengths if length] or [1.0]
-    low, high = math.floor(math.log2(min(shown))), max(2, math.ceil(math.log2(max(shown))))
+    low = math.floor(math.log2(min(shown)))
+    high = max(2, low + 1, math.ceil(math.log2(max(shown))))
     exponents = range(low, high + 1, math.ceil((high - low) / 10))
     ticks = [2.0**exponent for exponent in exponents]
     margin = 0.06 * (high - low)

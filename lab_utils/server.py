@@ -23,11 +23,13 @@ import psutil
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from lab_utils import server_log
+from lab_utils import arguments, launch, server_log
+from lab_utils.api_key import RESTRICTED, ApiKey, closed, connect, key_from_environment
 from lab_utils.device import Device, first_device
 from lab_utils.errors import ServerDiedError, ServerError, ServerStartError
 from lab_utils.launch import Launch, Ports, extra_backends, new_folder, reserved_ports, start_supervised
 from lab_utils.sources import Source, find_source
+from lab_utils.supervisor import EXPOSED
 
 MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
 START_SECONDS = 120.0
@@ -89,10 +91,15 @@ class TritonServer:
     def _start(self) -> None:
         self._report(f"starting tritonserver ({self.source.kind}) with {', '.join(self._models)}")
         for _ in range(PORT_TRIES):
-            with contextlib.suppress(_PortTakenError), reserved_ports() as ports:
-                self._launch = self._new_launch(ports)
-                self._launch_once()
-                return
+            try:
+                with reserved_ports() as ports:
+                    self._launch = self._new_launch(ports)
+                    self._launch_once()
+                    return
+            except _PortTakenError:
+                continue
+            except OSError as error:
+                raise ServerStartError(_no_place(error)) from None
         raise ServerStartError(f"tritonserver found its ports taken {PORT_TRIES} times in a row; start it again")
 
     def _new_launch(self, ports: Ports) -> Launch:
@@ -116,6 +123,8 @@ class TritonServer:
             self._process = self._find_process()
             self._stubs = self._find_stubs()
             self._report(f"ready after {time.monotonic() - began:.1f} s on {self.device}")
+            if EXPOSED in self.log:
+                self._report("  its key stands on its command line, where other users of this machine can read it")
         except BaseException:
             self._end()
             raise
@@ -160,7 +169,7 @@ class TritonServer:
         if server_log.port_taken(self.log):
             return _PortTakenError()
         failures = server_log.failures(self.log)
-        reasons = "\n".join(reason for reasons in failures.values() for reason in dict.fromkeys(reasons))
+        reasons = "\n".join(reason for reasons in failures.values() for reason in server_log.distinct(reasons))
         if failures:
             what = f"{what}: {', '.join(failures)} failed to load"
         lines = (
@@ -169,7 +178,8 @@ class TritonServer:
             or server_log.tail(self.log, LOG_LINES)
             or "(the log is empty)"
         )
-        message = f"{what}. Its log says:\n{lines}\nThe whole log: {self._launch.log_path}"
+        advice = server_log.advice(lines)
+        message = f"{what}. Its log says:\n{lines}\n{advice}The whole log: {self._launch.log_path}"
         return ServerStartError(message, list(failures))
 
     def stop(self) -> None:
@@ -236,7 +246,7 @@ class TritonServer:
     def _model_control(self, action: str, model: str) -> None:
         try:
             with self.client() as client:
-                getattr(client, f"{action}_model")(model)
+                getattr(client, f"{action}_model")(arguments.name_of_file("model", model))
         except InferenceServerException as error:
             raise ServerError(f"could not {action} model {model!r}: {error.message()}") from None
 
@@ -246,7 +256,12 @@ class TritonServer:
         """A new gRPC client for this server; use it in a ``with`` block."""
         if not self.grpc_url:
             raise ServerError("this server is stopped; start one with start_server([...])")
-        return grpc.InferenceServerClient(self.grpc_url)
+        return connect(self.grpc_url, self.api_key)
+
+    @property
+    def api_key(self) -> ApiKey | None:
+        """What opens its closed APIs; for a server that was attached to, as the variable TRITON_API_KEY has it."""
+        return self._launch.key if self._launch else key_from_environment()
 
     @property
     def running(self) -> bool:
@@ -315,7 +330,7 @@ class TritonServer:
     def logs(self, lines: int = LOG_LINES) -> str:
         """The last lines of the log of a local server, without tables and remarks about a missing GPU."""
         self._refuse_if_attached("read its log")
-        return server_log.tail(self.log, lines)
+        return server_log.tail(self.log, arguments.whole("lines", lines, 1))
 
     def check(self) -> None:
         """Raise a `ServerDiedError` when the server or the process of one of its models is gone.
@@ -355,13 +370,20 @@ class TritonServer:
             with self.client() as client:
                 live = client.is_server_live(client_timeout=5.0)
         except InferenceServerException as error:
-            raise ServerDiedError(f"the server at {self.grpc_url} does not answer: {error.message()}") from None
+            raise ServerDiedError(
+                f"the server at {self.grpc_url} does not answer: {error.message()}. Is it running there? Correct or "
+                "unset TRITON_GRPC_URL"
+            ) from None
         if not live:
             raise ServerDiedError(f"the server at {self.grpc_url} says that it is not live")
 
     def _refuse_if_attached(self, action: str) -> None:
         if self.attached:
-            raise ServerError(f"the server at {self.grpc_url} is run by somebody else: the lab cannot {action}")
+            raise ServerError(
+                f"the server at {self.grpc_url} is run by somebody else: the lab cannot {action}. Let the lab start "
+                'one here: run `import os; del os.environ["TRITON_GRPC_URL"]` in a notebook, or unset '
+                "TRITON_GRPC_URL before you start JupyterLab"
+            )
 
     def _find_process(self) -> psutil.Process:
         """The process of tritonserver itself: the supervisor's only child."""
@@ -385,6 +407,7 @@ def start_server(
     backends: str | Path | Sequence[str | Path] = (),
     source: str | None = None,
     flags: Sequence[str] = (),
+    local: bool = False,
     report: Report | None = None,
 ) -> TritonServer:
     """Start a tritonserver with these models, and return it when it is ready.
@@ -397,12 +420,14 @@ def start_server(
         The model repository, or several: no model may be in two of them. An attached server has its own.
     backends : path or sequence of paths
         Folders that hold further backends, each as ``<name>/libtriton_<name>.so``; the server finds them beside its
-        own. An attached server has its own.
+        own. An attached server cannot be given any: it is refused.
     source : str, optional
         "attach", "native", "wheel" or "docker"; by default the first of the first three that is there.
         See `lab_utils.sources`.
     flags : sequence of str
-        More command line flags for tritonserver.
+        More command line flags for tritonserver. An attached server cannot be given any: it is refused.
+    local : bool
+        True where the server's log, processes or metrics are read later: an attached server is refused at once.
     report : callable, optional
         Called with a line of text for each step; in a notebook the default prints, elsewhere it is silent.
 
@@ -413,33 +438,40 @@ def start_server(
 
     Raises
     ------
+    ServerError
+        What was asked for needs a server that the lab starts itself, and TRITON_GRPC_URL names another one.
     ServerStartError
         A model, repository or backend is not there, or there are two of one name. Or the server did not become ready;
         the message names the model that failed and shows why.
     lab_utils.sources.ServerNotFoundError
         There is no server to start.
+    ValueError, TypeError
+        An argument is not what it should be.
     """
-    if isinstance(models, str):
-        models = [models]
-    repositories = [Path(one).resolve() for one in _several(repository)]
+    models, flags = arguments.texts("models", models), arguments.texts("flags", flags)
+    repositories = [one.resolve() for one in arguments.paths("repository", repository)]
+    backends = arguments.paths("backends", backends)
     found, report = find_source(source), report or _default_report()
     if found.kind == "attach":
         server = TritonServer(found, repositories, models, flags, report)
+        if local or flags or backends:
+            server._refuse_if_attached("start it with flags or backends, or read what it leaves on its machine")
         _load_missing(server, models)
     else:
         _check_models_exist(repositories, models)
-        server = TritonServer(found, repositories, models, flags, report, extra_backends(_several(backends), found))
+        server = TritonServer(found, repositories, models, flags, report, extra_backends(backends, found))
         server._start()
     return server
 
 
-def _several(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
-    return [paths] if isinstance(paths, (str, Path)) else paths
-
-
 def _load_missing(server: TritonServer, models: Sequence[str]) -> None:
     server._check_attached()
-    for model in set(models) - set(server.models):
+    try:
+        served = set(server.models)
+    except InferenceServerException as error:
+        asks = RESTRICTED in error.message()
+        raise ServerStartError(closed(server.grpc_url) if asks else f"{server.grpc_url}: {error.message()}") from None
+    for model in set(models) - served:
         try:
             server.load(model)
         except ServerError as error:
@@ -481,6 +513,13 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if held and callable(before):
             before(*held[0])
+
+
+def _no_place(error: OSError) -> str:
+    return (
+        f"tritonserver cannot be started: {error}. Its log and its links go into {launch.STATE}, which needs 1 MiB: "
+        "free space on that disk, or let the variable XDG_STATE_HOME name a folder of yours on another one"
+    )
 
 
 def _close(pipe: BinaryIO) -> None:

@@ -12,6 +12,12 @@ CAUSES = (
 )
 CREATING = re.compile(r"error: creating server: .*?load failed for model '(?P<model>[^']+)': .*")
 ERROR = re.compile(r"^error: |unrecognized option|error while loading|^terminate called|^E\d{4} ", re.I)
+SHARED_MEMORY_FULL = re.compile(r"shared memory .*No space left on device", re.S)
+SHARED_MEMORY_ADVICE = (
+    "There is no room left in /dev/shm, through which the models' processes pass their data. `python -m lab_utils stop`"
+    " removes what dead servers left there, `ls -l /dev/shm` shows the rest; a container gets more with docker run"
+    " --shm-size=2g. Then start the server again.\n"
+)
 NO_GPU = re.compile(r"CudaDriverHelper|unable to create stream|initialize NVML|DCGM unable")
 
 
@@ -54,6 +60,16 @@ def _cause(line: str) -> tuple[str, str]:
 def port_taken(text: str) -> bool:
     """Whether a listener found its port taken."""
     return re.search(r"Socket '[^']*' already in use", text) is not None
+
+
+def distinct(reasons: list[str]) -> list[str]:
+    """Each reason once: those of several versions of a model often differ in numbers and generated names alone."""
+    return list({re.sub(r"[0-9a-f-]{8,}|\d+", "", reason): reason for reason in reversed(reasons)}.values())[::-1]
+
+
+def advice(text: str) -> str:
+    """What to do about a cause that Triton's words do not explain, as a line; empty where it is none of these."""
+    return SHARED_MEMORY_ADVICE if SHARED_MEMORY_FULL.search(text) else ""
 
 
 def errors(text: str, lines: int) -> str:

@@ -1,5 +1,6 @@
 """Where a tritonserver comes from: an address, an installation, the embedded wheel, or Docker."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -10,12 +11,16 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from lab_utils.errors import ToldShortly
+
 DOCKER_IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 NATIVE_HOME = Path("/opt/tritonserver")
 SOURCES = ("attach", "native", "wheel", "docker")
 
 
-class ServerNotFoundError(RuntimeError):
+class ServerNotFoundError(ToldShortly, RuntimeError):
     """No tritonserver can be used; the message says what was looked for and what to do."""
 
 
@@ -102,6 +107,8 @@ def _wheel() -> Source | str:
     stub = home / "python_backend_stubs" / python_version() / "triton_python_backend_stub"
     if not stub.exists():
         return f"nvidia-pytriton has no stub for Python {python_version()} (make setup chooses one it has)"
+    if problem := stub_problem():
+        return problem
     libraries = home.parents[1] / "nvidia_pytriton.libs"
     return Source(
         "wheel",
@@ -128,6 +135,20 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
+def stub_problem() -> str:
+    """Why the embedded server's Python stub would not run in this environment; empty where it will."""
+    if int(np.__version__.partition(".")[0]) >= 2:
+        return (
+            f"NumPy is {np.__version__}, and string tensors kill this server's stub with NumPy 2 (make setup mends it)"
+        )
+    library = Path(sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("INSTSONAME") or "")
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"this Python's shared library, which the stub needs, does not load: {error} (make setup finds one)"
+    return ""
+
+
 def stub_python(stub: Path) -> str | None:
     """The Python version that a stub was built for, read from the name of the library it needs."""
     match = re.search(rb"libpython(3\.\d+)\.so", stub.read_bytes())
@@ -144,7 +165,13 @@ def stub_environment(*libraries: Path) -> dict[str, str]:
 
 
 def _executable(path: Path) -> Path:
-    """Give the file its execute bit, which wheels do not always keep."""
-    if not os.access(path, os.X_OK):
-        path.chmod(path.stat().st_mode | 0o111)
+    """Let everybody read and execute the file: wheels do not always keep that, and not only its owner may use it."""
+    mode = path.stat().st_mode
+    try:
+        path.chmod(mode | 0o555) if mode & 0o555 != 0o555 else None
+    except PermissionError:  # somebody else's environment
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise ServerNotFoundError(
+                f"{path} may not be executed by you; its owner's next `make doctor` makes it so"
+            ) from None
     return path

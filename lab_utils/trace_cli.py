@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lab_utils import perfetto
 from lab_utils.attribution import Place
+from lab_utils.files import save_figure
 from lab_utils.plots import table
 from lab_utils.trace import Call, Problem, Request, Tensor, files, read, requests, values
 from lab_utils.trace_figure import pair_figure, pair_table, repeated
@@ -238,8 +239,7 @@ def _pair_lines(arguments: argparse.Namespace, shown: Request, verdict: Verdict)
         yield "\nno figure: in this request no tensor has more than one message"
         return
     yield f"\n{pair_table(found, arguments.rows, _focus(verdict))}"
-    arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-    pair_figure(found, f"request {shown.label}", _focus(verdict)).savefig(arguments.figure, dpi=150)
+    save_figure(pair_figure(found, f"request {shown.label}", _focus(verdict)), arguments.figure)
     yield f"figure: {arguments.figure}"
 
 

@@ -60,7 +60,8 @@ _HEADER = re.compile(
 _TENSOR = re.compile(rb'\{"id":(\d+),"activity":"([A-Z_]+)","tensor":\{"name":"([^"]*)","data":"')
 _TAIL_START = b'","shape":"'
 _TAIL = re.compile(rb'","shape":"([\d,]*)","dtype":"([A-Z0-9]+)"\}\}')
-_UNFIT = (ValueError, TypeError, KeyError, AttributeError)  # what JSON of another kind runs into
+# What JSON of another kind runs into: infinity as a time, and a depth that no parser follows, too.
+_UNFIT = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)

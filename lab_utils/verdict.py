@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import groupby, pairwise
 from typing import Literal, TypeVar
 
+from lab_utils import arguments
 from lab_utils.growth import fit
 
 Kind = Literal["exponential", "linear", "history", "none"]
@@ -146,6 +147,9 @@ def judge(tracks: Iterable[Track]) -> Verdict:
     Verdict
         ``node`` is None where there is no such node.
     """
+    tracks = arguments.items("tracks", tracks, "a list of Track")
+    if strange := [one for one in tracks if not isinstance(one, Track)]:
+        raise TypeError(f"tracks holds a {type(strange[0]).__name__}; expected Track, as `trace_tracks.tracks` yields")
     calls = _by_node(tracks)
     guilty, passing = [], []
     for group in calls:

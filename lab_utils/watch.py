@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from lab_utils import arguments
 from lab_utils.alarm import Alarm, AlarmState, Rules, Sample
+from lab_utils.api_key import key_from_environment
 from lab_utils.attribution import Attribution, Catalogue, Message
 from lab_utils.errors import ServerError
 from lab_utils.log_lease import LogLease
@@ -79,7 +81,8 @@ def watch(
     server : TritonServer, optional
         A server of `lab_utils.server`: it brings the addresses and, where it runs here, its log.
     grpc_url, http_url, metrics_url : str
-        HOST:PORT of any other server; one of the first two is enough for all but the backlog.
+        HOST:PORT of any other server; one of the first two is enough for all but the backlog. Where it asks for a key,
+        the variable TRITON_API_KEY holds it, as HEADER=VALUE.
     log : path, optional
         The file that takes the server's log. A log alone, without a server, is read from its start.
     interval : float
@@ -106,13 +109,15 @@ def watch(
             raise ValueError("this server is stopped; start one with start_server([...])")
     if not (grpc_url or http_url or metrics_url or log):
         raise ValueError("nothing to watch: name a server (gRPC or HTTP address), its metrics address, or a log file")
-    if not interval > 0:
+    if not arguments.number("interval", interval, "seconds above 0") > 0:
         raise ValueError(f"interval is {interval!r}; expected seconds above 0")
     for name, url in (("grpc", grpc_url), ("http", http_url), ("metrics", metrics_url)):
-        if url and not url.rpartition(":")[2].isdigit():
+        if arguments.text(f"the {name} address", url, "localhost:8001") and not url.rpartition(":")[2].isdigit():
             raise ValueError(f"the {name} address is {url!r}; expected HOST:PORT, such as localhost:8001")
-    endpoint = GrpcEndpoint(grpc_url) if grpc_url else HttpEndpoint(http_url) if http_url else None
-    return Watch(endpoint, metrics_url, Path(log) if log else None, interval, rules or Rules(), on_event)
+    key = key_from_environment() if server is None else server.api_key
+    endpoint = GrpcEndpoint(grpc_url, key) if grpc_url else HttpEndpoint(http_url, key) if http_url else None
+    file = arguments.path("log", log) if log else None
+    return Watch(endpoint, metrics_url, file, interval, rules or Rules(), on_event)
 
 
 def _open_log(path: Path, from_start: bool) -> LogTail:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lab_utils.alarm import MEBIBYTE, Alarm, Rules, Sample
 from lab_utils.attribution import Message
+from lab_utils.files import save_figure
 from lab_utils.watch import INTERVAL, Event, Watch, watch
 
 
@@ -81,8 +82,7 @@ def _ends_on_signals() -> Iterator[None]:
 
 def _conclude(seen: Watch, arguments: argparse.Namespace) -> None:
     if arguments.figure:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        seen.figure().savefig(arguments.figure, dpi=150)
+        save_figure(seen.figure(), arguments.figure)
     if arguments.json:
         verdict = asdict(seen.verdict())
         last = {"event": "end", "alarms": len(seen.alarms), "verdict": verdict, "cannot_show": seen.cannot_show}

@@ -27,7 +27,7 @@ class Cost:
 @contextmanager
 def verbose_log(server: TritonServer) -> Iterator[None]:
     """Switch the verbose log on for the length of a block, and then back to what it was."""
-    with closing(GrpcEndpoint(server.grpc_url)) as endpoint:
+    with closing(GrpcEndpoint(server.grpc_url, server.api_key)) as endpoint:
         lease = LogLease(endpoint)
         try:
             yield

@@ -8,18 +8,19 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Protocol
 
 import psutil
 from google.protobuf import json_format
 from prometheus_client.parser import text_string_to_metric_families
-from tritonclient import grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from lab_utils.alarm import MACHINE, Sample
+from lab_utils.api_key import RESTRICTED, ApiKey, closed, connect
 from lab_utils.errors import ServerError
 
 SECONDS = 5.0  # for one answer
@@ -65,14 +66,16 @@ class Endpoint(Protocol):
 class GrpcEndpoint:
     """Over gRPC."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, key: ApiKey | None = None):
         self.url = url
-        self._client = grpc.InferenceServerClient(url)
+        self._client = connect(url, key)
 
     def _ask(self, method: str, *arguments: object, **options: object) -> object:
         try:
             return getattr(self._client, method)(*arguments, client_timeout=SECONDS, **options)
         except InferenceServerException as error:
+            if RESTRICTED in error.message():
+                raise ServerError(closed(self.url)) from None
             if any(status in str(error.status()) for status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")):
                 raise SilentServerError(f"the server at {self.url} does not answer: {error.message()}") from None
             raise ServerError(f"the server at {self.url} refused {method}: {error.message()}") from None
@@ -114,15 +117,17 @@ class GrpcEndpoint:
 class HttpEndpoint:
     """Over HTTP."""
 
-    def __init__(self, url: str):
-        self.url = url
+    def __init__(self, url: str, key: ApiKey | None = None):
+        self.url, self._headers = url, {key.header: key.value} if key else {}
 
     def _ask(self, path: str, body: dict | None = None) -> dict:
         data = None if body is None else json.dumps(body).encode()
         try:
-            return json.loads(_read(f"http://{self.url}{path}", data))
+            return json.loads(_read(f"http://{self.url}{path}", data, self._headers))
         except urllib.error.HTTPError as error:
             reason = error.read().decode("utf-8", "replace")
+            if RESTRICTED in reason:
+                raise ServerError(closed(self.url)) from None
             raise ServerError(f"the server at {self.url} refused {path}: {error.code} {reason}") from None
         except (OSError, http.client.HTTPException) as error:
             raise SilentServerError(f"the server at {self.url} does not answer: {error}") from None
@@ -215,10 +220,10 @@ def _samples(families: list, now: float) -> list[Sample]:
     return waiting + [Sample(now, "memory", node, value) for node, value in memory.items()]
 
 
-def _read(url: str, data: bytes | None = None) -> bytes:
+def _read(url: str, data: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
     # No proxy: a server on this machine or in this network is meant.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, data), timeout=SECONDS) as answer:
+    with opener.open(urllib.request.Request(url, data, dict(headers)), timeout=SECONDS) as answer:
         return answer.read()
 
 

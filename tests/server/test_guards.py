@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from leftovers import attach_to
 from mutants_caught import BY_THE_CONSUMER, BY_THE_NODE
 
 from lab_utils import launch
@@ -250,7 +251,7 @@ def test_a_stock_server_loads_the_whole_repository(monkeypatch):
     present = sorted(path.parent.name for path in Path(MODEL_REPOSITORY).glob("*/config.pbtxt"))
     with start_server(["ensemble_latest"]) as stock:
         assert stock.models == {name: [1, 2, 3, 4] if name == "inference" else [1] for name in present}
-        monkeypatch.setenv("TRITON_GRPC_URL", stock.grpc_url)
+        attach_to(stock, monkeypatch)
         with start_server(present) as attached:
             assert attached.attached
             for ensemble in (name for name in present if name.startswith("ensemble")):

@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from leftovers import header_of
 
 from lab_utils import trace
 from lab_utils.client import stream
@@ -24,7 +25,7 @@ def lab(*arguments: str) -> subprocess.CompletedProcess:
 def set_trace(server: TritonServer, levels: list[str], **more: str) -> None:
     """Change the trace setting as a user does, over HTTP."""
     body = json.dumps({"trace_level": levels, **more}).encode()
-    request = urllib.request.Request(f"http://{server.http_url}/v2/trace/setting", data=body, method="POST")
+    request = urllib.request.Request(f"http://{server.http_url}/v2/trace/setting", body, header_of(server))
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert json.load(answer)["trace_level"] == levels
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from fault_matrix import seen
 from jupyter_client.manager import KernelManager
 from leftovers import SECONDS, assert_gone, command_lines, launch_of, port_is_free, triton_process, until_none
 from tritonclient import grpc
@@ -196,7 +197,7 @@ def test_a_leftover_folder_is_removed_after_a_day_but_not_that_of_a_running_serv
         two_days_ago = time.time() - 2 * 86_400
         for old in (folder, forgotten):
             os.utime(old, (two_days_ago, two_days_ago))
-        new_folder("ba9876543210").rmdir()  # as the next start makes one
+        shutil.rmtree(new_folder("ba9876543210"))  # as the next start makes one
         assert not forgotten.exists()
         assert "Started HTTPService" in running.log
         running.reload("postprocess")  # needs the stub, which is linked in the folder
@@ -619,13 +620,15 @@ def test_a_taken_port_is_no_failure(which, listener, launches, monkeypatch):
         assert server.metadata["name"] == launches[1].id
         assert stream(server, MODEL, PROMPT).text == TEXT
         assert_gone(launches[0], but=listener)
+    seen("port taken", "")
 
 
 def test_ports_taken_every_time_are_said(listener, launches, monkeypatch):
     monkeypatch.setattr(server_module, "PORT_TRIES", 2)
     give_port_once(monkeypatch, "grpc", listener, times=2)
-    with pytest.raises(ServerStartError, match="found its ports taken 2 times in a row"):
+    with pytest.raises(ServerStartError, match="found its ports taken 2 times in a row") as caught:
         start_server(["postprocess"])
+    seen("ports taken", str(caught.value))
     assert len(launches) == 2
     for launch in launches:
         assert_gone(launch, but=listener)
@@ -698,6 +701,7 @@ def test_a_killed_server_is_noticed_at_once_and_can_be_restarted(launches):
     with pytest.raises(ServerDiedError, match="tritonserver ended") as caught:
         list(arriving)
     assert "still says it is ready" not in str(caught.value)
+    seen("server killed", str(caught.value))
     with pytest.raises(ServerDiedError, match=r"(?s)tritonserver ended.*restart\(\)") as caught:
         server.check()
     with pytest.raises(ServerDiedError, match="tritonserver ended"):
@@ -734,9 +738,11 @@ def test_a_killed_stub_is_noticed_by_a_running_stream(name):
     stub.kill()
     words = rf"(?s)(process \(stub\) of {name}|tritonserver) ended.*server\.restart\(\)"
     began = time.monotonic()
-    with pytest.raises(ServerDiedError, match=words):
+    with pytest.raises(ServerDiedError, match=words) as caught:
         list(arriving)
     assert time.monotonic() - began < 100, "it was the deadline that ended the stream"
+    if "(stub) of inference" in str(caught.value):
+        seen("stub killed", str(caught.value))
     with pytest.raises(ServerDiedError, match=words):
         server.check()
     kill_and_stop(server)
@@ -749,8 +755,11 @@ def test_a_killed_stub_is_noticed_by_the_next_stream():
     until_none(lambda: ["the stub"] if server_module._is_alive(stub) else [], "the killed stub")
     with pytest.raises(ServerDiedError, match=r"process \(stub\) of preprocess version 1 ended"):
         server.check()
-    with pytest.raises(ServerDiedError, match="preprocess version 1"):
+    with pytest.raises(ServerDiedError, match="preprocess version 1") as caught:
         stream(server, MODEL, PROMPT)
+    seen("stub killed before", str(caught.value))
+    server.restart()
+    assert stream(server, MODEL, PROMPT).text == TEXT
     kill_and_stop(server)
 
 
@@ -953,6 +962,7 @@ def test_a_cell_shows_progress_and_running_it_again_leaves_one_server(kernel):
     assert "  inference loaded" in first.splitlines()
     second = kernel.run(START)
     assert_gone(launch_in(first))
+    seen("started twice", "")
     assert kernel.run(f'print(stream(server, "{MODEL}", "{PROMPT}").text)') == f"{TEXT}\n"
     assert kernel.run("server.stop()") == ""
     assert_gone(launch_in(second))

@@ -115,6 +115,13 @@ def late_copy(source: Path, target: Path) -> Iterator[None]:
         thread.join()
 
 
+@pytest.fixture
+def key_in_environment(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As who watches by address alone gives it."""
+    monkeypatch.setenv("TRITON_API_KEY", server.api_key.text)
+
+
+@pytest.mark.usefixtures("key_in_environment")
 def test_a_log_that_comes_late_is_waited_for(server, tmp_path):
     late = tmp_path / "late.log"
     with late_copy(server.log_path, late):
@@ -124,6 +131,7 @@ def test_a_log_that_comes_late_is_waited_for(server, tmp_path):
         assert seen.notes == []
 
 
+@pytest.mark.usefixtures("key_in_environment")
 def test_over_http_alone_and_in_the_other_log_format(server):
     set_log(server, log_format="ISO8601")
     try:
@@ -212,6 +220,7 @@ def test_samples_of_backlog_calls_and_memory(server):
     assert min(memory) > 10e6
 
 
+@pytest.mark.usefixtures("key_in_environment")
 def test_a_remote_server_shows_no_dims_and_says_so(server):
     with watch(grpc_url=server.grpc_url) as seen:
         stream(server, "ensemble_latest", ENGLISH, 2)
@@ -222,6 +231,7 @@ def test_a_remote_server_shows_no_dims_and_says_so(server):
     assert {sample.quantity for sample in seen.samples} == {"executions", "memory"}
 
 
+@pytest.mark.usefixtures("key_in_environment")
 def test_the_log_of_another_server_is_found_out(server, tmp_path, monkeypatch):
     monkeypatch.setattr(watch_module, "MARK_SECONDS", 0.3)
     other = tmp_path / "other.log"
@@ -282,7 +292,8 @@ def test_lines_that_somebody_turned_off_are_turned_on_again(server):
 
 def start_cli(server: TritonServer, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-c", CLI, "watch", "--grpc", server.grpc_url, "--log", str(server.log_path), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TRITON_API_KEY": server.api_key.text}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

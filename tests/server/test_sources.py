@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from leftovers import assert_gone, launch_of, triton_process
+from fault_matrix import seen
+from leftovers import assert_gone, attach_to, launch_of, triton_process
 
 from lab_utils import custom_backend, sources
 from lab_utils import launch as launch_module
@@ -35,8 +36,7 @@ TEXT = " 1 cup flour, 1 cup"
 @pytest.fixture
 def address(server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The shared server, run by somebody else as far as the lab can tell."""
-    monkeypatch.setenv("TRITON_GRPC_URL", server.grpc_url)
-    return server.grpc_url
+    return attach_to(server, monkeypatch)
 
 
 def test_an_attached_server_serves_and_is_never_stopped(server, address):
@@ -79,7 +79,7 @@ def test_a_model_that_an_attached_server_cannot_load_is_named(address):
 
 def test_a_reload_empties_the_buffer_of_an_attached_server_and_alarms_nobody(monkeypatch):
     with start_server(["ensemble_append"]) as other:
-        monkeypatch.setenv("TRITON_GRPC_URL", other.grpc_url)
+        attach_to(other, monkeypatch)
         attached = start_server(["ensemble_append"])
         for _ in range(2):
             assert stream(attached, "ensemble_append", REPORTED_PROMPT).lengths[-1] == 128
@@ -97,8 +97,9 @@ def closed_port() -> int:
 def test_an_address_where_nothing_listens_is_said(monkeypatch):
     address = f"127.0.0.1:{closed_port()}"
     monkeypatch.setenv("TRITON_GRPC_URL", address)
-    with pytest.raises(ServerError, match=f"the server at {address} does not answer"):
+    with pytest.raises(ServerError, match=f"the server at {address} does not answer") as caught:
         start_server([MODEL])
+    seen("nothing listens", str(caught.value))
 
 
 def test_the_http_port_instead_of_the_grpc_port_is_said(server, monkeypatch):
@@ -120,7 +121,7 @@ def test_a_malformed_address_is_never_passed_over(url, kind, monkeypatch):
 
 def test_the_death_of_an_attached_server_is_noticed(monkeypatch):
     with start_server(["postprocess"]) as other:
-        monkeypatch.setenv("TRITON_GRPC_URL", other.grpc_url)
+        attach_to(other, monkeypatch)
         attached = start_server(["postprocess"])
         attached.check()
         triton_process(other).kill()
@@ -259,8 +260,9 @@ def test_another_kind_of_machine_is_said(monkeypatch):
 
 def test_a_python_without_stub_is_said(monkeypatch):
     monkeypatch.setattr(sources, "python_version", lambda: "3.77")
-    with pytest.raises(ServerNotFoundError, match=r"has no stub for Python 3\.77"):
+    with pytest.raises(ServerNotFoundError, match=r"has no stub for Python 3\.77") as caught:
         find_source("wheel")
+    seen("wrong python", str(caught.value))
 
 
 # --- Docker -----------------------------------------------------------------------------------------------------------
@@ -379,7 +381,8 @@ def test_every_repository_and_every_further_backend_is_mounted(docker, tmp_path)
         TAG,
     ]
     flags = command[command.index("tritonserver") :]
-    assert [flag for flag in flags if "repository" in flag or "directory" in flag] == [
+    assert flags[-2:] == made.key.flags
+    assert [flag for flag in flags[:-2] if "repository" in flag or "directory" in flag] == [
         *("--model-repository=/models/model_repository", "--model-repository=/models/custom_backend/models"),
         "--backend-directory=/opt/tritonserver/backends",
     ]

@@ -4,6 +4,7 @@ The server is that of the lab but for two times, which are shorter, so that a te
 """
 
 import json
+import os
 import random
 import re
 import shutil
@@ -245,6 +246,7 @@ CLIENT = """
 import sys
 from threading import Semaphore
 import numpy as np
+from lab_utils.api_key import connect, key_from_environment
 from tritonclient import grpc
 
 def tensor(name, values, dtype):
@@ -253,7 +255,7 @@ def tensor(name, values, dtype):
     return one
 
 came = Semaphore(0)
-client = grpc.InferenceServerClient(sys.argv[1])
+client = connect(sys.argv[1], key_from_environment())
 client.start_stream(lambda result, error: came.release())
 inputs = [tensor("PROMPT", [b"x"], "BYTES"), tensor("MAX_TOKENS", [500], "INT32")]
 inputs.append(tensor("FORCED_IDS", [64] * 500, "INT32"))
@@ -268,7 +270,8 @@ sys.stdin.read()
 def test_a_client_that_is_killed_is_forgotten_within_the_stated_time(quick):
     """It can say goodbye to nobody: the node misses its grants, post-processing its messages."""
     command = [sys.executable, "-c", CLIENT, quick.grpc_url]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    environment = {**os.environ, "TRITON_API_KEY": quick.api_key.text}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout.readline() == "four messages\n"
         until(lambda: open_streams(quick) == {"inference": 1, "postprocess": 1})
         child.kill()

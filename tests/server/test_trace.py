@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from leftovers import header_of
 
 from lab_utils import perfetto, trace
 from lab_utils.client import infer, stream
@@ -29,7 +30,8 @@ def requests_of(path: Path) -> dict[str, trace.Request]:
 def post(server: TritonServer, model: str, text: str, request_id: str) -> None:
     tensor = {"name": "PROMPT", "shape": [1], "datatype": "BYTES", "data": [text]}
     body = json.dumps({"id": request_id, "inputs": [tensor]}).encode()
-    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/{model}/infer", data=body) as answer:
+    url = f"http://{server.http_url}/v2/models/{model}/infer"
+    with urllib.request.urlopen(urllib.request.Request(url, body, header_of(server))) as answer:
         assert answer.status == 200
 
 

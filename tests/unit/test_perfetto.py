@@ -144,6 +144,7 @@ def test_an_empty_trace_is_a_valid_file(tmp_path):
     assert written(tmp_path, [])[1] == perfetto.Written(0, 0)
 
 
-def test_a_folder_that_is_missing_is_an_os_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
+    (tmp_path / "missing").touch()
     with pytest.raises(OSError, match="missing"):
         perfetto.write([], tmp_path / "missing" / "out.json")
