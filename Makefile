@@ -44,8 +44,8 @@ doctor: setup ## say what this machine has and lacks
 	@$(PY) -m lab_utils doctor
 
 test: setup-workshop lint browser ## everything: lint, all tests, all notebooks re-run and compared, their lab book exported
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile tests --ignore=tests/browser --ignore=tests/workshop
-	$(PY) -m pytest tests/browser tests/workshop
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/browser tests --ignore=tests/workshop
+	$(PY) -m pytest tests/workshop
 	rm -f artifacts/lab_book.sqlite3*
 	$(PY) -m pytest $(NBVAL) -p no:cacheprovider notebooks
 	$(PY) -m pytest -p no:cacheprovider tests/notebooks/after_nbval.py
