@@ -8,7 +8,7 @@ extensions = ["myst_nb"]
 root_doc = "site/index"
 include_patterns = [
     *("site/index.md", "README.md", "README.zh.md", "CONTRIBUTING.md", "docs/*.md", "notebooks/**"),
-    *("benchmarks/README.md", "custom_backend/README.md", "deploy/**/*.md", "tiny_lm/*.md"),
+    *("benchmarks/README.md", "custom_backend/README.md", "deploy/*.md", "deploy/**/*.md", "tiny_lm/*.md"),
 ]
 exclude_patterns = ["**/node_modules", "**/.ipynb_checkpoints"]
 

@@ -41,9 +41,18 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PROJECT = "triton-ensemble-lab"
 TEST_PACKAGES = ("hypothesis", "nbval", "pytest", "pytest-timeout")
 # Of these the archive has nothing: the lessons' figures need matplotlib, which a GPU image with torch mostly has;
-# jedi and debugpy are optional parts of IPython and its kernel; of nvidia-pytriton only the server is taken.
+# jedi and debugpy are optional parts of IPython and its kernel, jupyterlab-widgets and widgetsnbextension are for
+# browsers; of nvidia-pytriton only the server is taken.
 BROUGHT = ("torch", "matplotlib")
-LEFT_OUT = {"jupyterlab", "matplotlib", "nvidia-pytriton", "jedi", "debugpy"}
+LEFT_OUT = {
+    "jupyterlab",
+    "matplotlib",
+    "nvidia-pytriton",
+    "jedi",
+    "debugpy",
+    "jupyterlab-widgets",
+    "widgetsnbextension",
+}
 NOT_RUN = re.compile(r"(^|/)(tests|__pycache__)/|^\.\.|\.(pyc|pyi|pxd|h|a|lib)$")
 SERVER = "pytriton/tritonserver"
 SERVER_FILES = ("bin/tritonserver", "backends/python/", f"python_backend_stubs/{PYTHON}/")
@@ -207,7 +216,10 @@ def strip_symbols(folder: Path) -> None:
 
 
 def copy_checkout(folder: Path) -> None:
-    """Copy the files of this checkout: those that git knows, and new ones that it does not ignore."""
+    """Copy the files of this checkout: those that git knows, and new ones that it does not ignore.
+
+    The Chinese lessons stay: their code is that of the English ones.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -215,7 +227,9 @@ def copy_checkout(folder: Path) -> None:
         text=True,
         check=True,
     ).stdout.split("\0")
-    for name in filter(None, listed):
+    for name in listed:
+        if not name or name.startswith("notebooks/zh/"):
+            continue
         if (ROOT / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to((ROOT / name).readlink())

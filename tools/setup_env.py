@@ -447,15 +447,23 @@ def workshop_is_ready(root: Path) -> bool:
 
 
 def add_workshop(root: Path) -> None:
-    """Install the workshop's lock over a finished `.venv`; do nothing when it is there."""
+    """Install the workshop's lock over a finished `.venv`; do nothing when it is there.
+
+    Where it was there before, all its packages are laid anew: see `install`.
+    """
     if not workshop_is_ready(root):
         with only_one(root):
-            say(f"installing {WORKSHOP_LOCK}")
-            uv, venv = find_uv(root) or install_uv(root), root / ".venv"
-            install_lock(uv, root, WORKSHOP_LOCK)
-            stamp = {"fingerprint": workshop_fingerprint(root), "inventory": inventory(venv)}
-            write_text(venv / WORKSHOP_STAMP, json.dumps(stamp))
+            if not workshop_is_ready(root):
+                install_workshop(find_uv(root) or install_uv(root), root)
     say("ready for a workshop")
+
+
+def install_workshop(uv: str, root: Path) -> None:
+    """Install the workshop's lock and record it."""
+    say(f"installing {WORKSHOP_LOCK}")
+    stamp = root / ".venv" / WORKSHOP_STAMP
+    install_lock(uv, root, WORKSHOP_LOCK, *(["--reinstall"] if stamp.exists() else []))
+    write_text(stamp, json.dumps({"fingerprint": workshop_fingerprint(root), "inventory": inventory(root / ".venv")}))
 
 
 def main(arguments: list[str]) -> int:

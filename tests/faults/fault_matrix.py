@@ -283,7 +283,7 @@ MASKS = (
     (r"\b[0-9a-f]{12}\b", "ID"),
     (r"(?<=127\.0\.0\.1:)\d+", "PORT"),
     (r"(?<=ready after )[\d.]+", "SECONDS"),
-    (r"(?<=after )\d+(?= responses)|(?<=to )\d+(?= bytes)|\d+(?= KiB are free)", "NUMBER"),
+    (r"(?<=after )\d+(?= responses)|(?<=to )\d+(?= bytes)|\d+(?= KiB are free| times in a row)", "NUMBER"),
     (r"\[Errno \d+\] ", ""),
 )
 
