@@ -50,10 +50,14 @@ def needs(n: int) -> tuple[int, int]:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may still use: the machine's, or less where a control group or hub says so."""
+    """Bytes of memory that a big run may still use: what is free, or less where a hub says so."""
+    share = os.environ.get("LAB_BIG_RUN_BYTES")  # a hub ends a learner who takes more than her share
+    return max(0, min(free_memory(), int(share))) if share else free_memory()
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still use: the machine's, or less where a control group says so."""
     limits = [psutil.virtual_memory().available]
-    if share := os.environ.get("LAB_BIG_RUN_BYTES"):  # a hub ends a learner who takes more than her share
-        limits.append(int(share))
     group = _control_group()
     for folder in [group, *group.parents]:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit here

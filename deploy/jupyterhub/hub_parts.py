@@ -4,6 +4,7 @@ import asyncio
 import os
 import pwd
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hub_memory
@@ -52,6 +53,11 @@ class BoundedSpawner(LocalProcessSpawner):
         """Who the learner is for the machine."""
         return pwd.getpwnam(self.user.name).pw_uid
 
+    @property
+    def learner(self) -> hub_memory.Learner:
+        """Whose processes are watched and ended."""
+        return hub_memory.Learner(str(self.folder), self.user_id)
+
     def get_args(self) -> list[str]:
         """Options of the server; root's own needs one more."""
         return [*super().get_args(), *(["--allow-root"] if self.user_id == 0 else [])]
@@ -65,21 +71,25 @@ class BoundedSpawner(LocalProcessSpawner):
         self.cmd = ["setpriv", "--pdeathsig", "TERM", sys.executable, str(HERE / "learner.py")]  # ends with the hub
         place = await super().start()
         NOTICES.pop(self.user.name, None)
-        WATCH.add(str(self.folder), self.bound, self._was_ended)
+        WATCH.add(self.learner, self.bound, self._was_ended)
         return place
 
     async def _was_ended(self, size: int) -> None:
         NOTICES[self.user.name] = notice(size, self.bound)
         self.log.warning("%s: %s", self.user.name, NOTICES[self.user.name])
-        await asyncio.to_thread(self.proc.wait)
+        await _beside(self.proc.wait)
         await self.poll_and_notify()
 
     async def run_post_stop_hook(self) -> None:
         """However the server ended: wait until all that it had started is gone, and remove its shared memory."""
-        WATCH.remove(str(self.folder))
-        await asyncio.to_thread(hub_memory.end, str(self.folder))
+        WATCH.remove(self.learner)
+        await _beside(hub_memory.end, self.learner)
         for path in Path("/dev/shm").glob(f"{shm_prefix(self.user_id, str(self.folder))}*"):
             path.unlink(missing_ok=True)
+
+
+async def _beside(function: Callable[..., object], *arguments: object) -> None:
+    await asyncio.get_running_loop().run_in_executor(hub_memory.ENDING, function, *arguments)
 
 
 class SharedAccountSpawner(BoundedSpawner, SimpleLocalProcessSpawner):

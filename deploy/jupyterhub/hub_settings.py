@@ -1,14 +1,15 @@
 """What an instructor decides about a hub, and how many learners the machine admits."""
 
+import contextlib
 import json
 import os
 import re
 import socket
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import platformdirs
-import psutil
 
 LOOPBACK = "127.0.0.1"
 NAME_PATTERN = r"[a-z][a-z0-9-]{0,31}"  # also a folder's name
@@ -84,15 +85,37 @@ def read(path: str | Path) -> Settings:
 
 
 def write(settings: Settings) -> Path:
-    """Write the settings into the state folder, for its owner's eyes only; returns the file."""
-    folder = Path(settings.state)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    path = folder / "settings.json"
+    """Write the settings into the state folder, for its owner's eyes only; returns the file.
+
+    Raises
+    ------
+    HubError
+        The folder was there before, and is not this user's alone.
+    """
+    path = own_folder(Path(settings.state)) / "settings.json"
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(asdict(settings), file, indent=1)
     return path
+
+
+def own_folder(folder: Path) -> Path:
+    """The folder, made where it was not there, for this user alone. One that was there stays as it is.
+
+    Raises
+    ------
+    HubError
+        It is no folder, or somebody else's, or others may read or write in it.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True, mode=0o700)
+    found = folder.stat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise HubError(
+            f"--state {folder} is not for your eyes only, and the hub's secrets go there: expected a folder of your "
+            "own with mode 0700. Name a folder that does not exist yet, or chmod 700 one that holds nothing else"
+        )
+    return folder
 
 
 def default_state(port: int) -> Path:
@@ -116,8 +139,10 @@ def admitted(memory: int, cores: int, bound: int = BOUND) -> int:
 
 
 def admitted_here(bound: int = BOUND) -> int:
-    """How many learners this machine admits now."""
-    return admitted(psutil.virtual_memory().available, len(os.sched_getaffinity(0)), bound)
+    """How many learners this machine admits now, or the control group (a container, say) in which the hub runs."""
+    from lab_utils import big_run  # brings the whole client with it, which the running hub has no use for
+
+    return admitted(big_run.free_memory(), len(os.sched_getaffinity(0)), bound)
 
 
 def free_ports(count: int) -> list[int]:

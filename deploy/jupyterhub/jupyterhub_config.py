@@ -32,8 +32,8 @@ c.ConfigurableHTTPProxy.log_level = "warn"
 c.JupyterHub.cleanup_servers = True
 
 # Who may come in.
-c.Authenticator.username_pattern = f"^{hub_settings.NAME_PATTERN}$"
 if settings.password_hash:
+    c.Authenticator.username_pattern = f"^{hub_settings.NAME_PATTERN}$"  # the system's own users may be first.last
     c.JupyterHub.authenticator_class = hub_parts.WorkshopAuthenticator
     c.WorkshopAuthenticator.password_hash = settings.password_hash
     c.Authenticator.allow_all = True  # all who know the password

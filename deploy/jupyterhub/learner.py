@@ -5,8 +5,16 @@ It runs as the learner, so nothing in her folder is ever touched with another's 
 
 import os
 import sys
+from pathlib import Path
 
 from lab_utils import workspace
+
+
+def keep_private(folder: Path) -> None:
+    """Close a learner's folder, and all that her server makes from now on, to other users of the machine."""
+    os.umask(0o077)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def prepare(room: workspace.Room, environment: dict[str, str]) -> dict[str, str]:
@@ -21,6 +29,7 @@ def prepare(room: workspace.Room, environment: dict[str, str]) -> dict[str, str]
 
 def main(arguments: list[str]) -> None:
     """Turn this process into the learner's server."""
+    keep_private(Path(os.environ["LAB_LEARNER"]))
     room = workspace.ROOM.translated(os.environ.get("LAB_LANGUAGE", ""))  # LAB_WORKSPACE says where it is
     environment = prepare(room, dict(os.environ))
     command = [sys.executable, "-m", "jupyterhub.singleuser", f"--ServerApp.root_dir={room.own}", *arguments]

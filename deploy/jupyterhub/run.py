@@ -75,6 +75,20 @@ def system_users(arguments: argparse.Namespace, me: str, is_root: bool) -> tuple
     return wanted
 
 
+def existing(option: str, path: str, folder: bool = False) -> str:
+    """The whole path of what an option names, for the hub works in a folder of its own; empty where it names nothing.
+
+    Raises
+    ------
+    HubError
+        There is no such file or folder.
+    """
+    whole = Path(path).absolute()
+    if path and not (whole.is_dir() if folder else whole.is_file()):
+        raise HubError(f"{option}: no {'folder' if folder else 'file'} {whole}; make it first, or name another one")
+    return str(whole) if path else ""
+
+
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """The settings that the options mean.
 
@@ -109,9 +123,9 @@ def _settings(arguments: argparse.Namespace, password: str, users: tuple[str, ..
         address=arguments.address,
         password_hash=passwd(password) if password else "",
         system_users=users,
-        certificate=arguments.tls_certificate,
-        key=arguments.tls_key,
-        progress=arguments.progress,
+        certificate=existing("--tls-certificate", arguments.tls_certificate),
+        key=existing("--tls-key", arguments.tls_key),
+        progress=existing("--progress", arguments.progress, folder=True),
         idle_minutes=arguments.idle_minutes,
     )
     hub_settings.check_reach(made)

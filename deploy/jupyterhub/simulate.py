@@ -102,9 +102,9 @@ class Hub:
         """All that the hub and the learners' servers wrote."""
         return (self.folder / "hub.log").read_text(encoding="utf-8", errors="replace")
 
-    def learner(self, name: str) -> str:
-        """The mark of a learner's processes."""
-        return str(self.folder / "learners" / name)
+    def learner(self, name: str) -> hub_memory.Learner:
+        """The mark of a learner's processes, and who runs them."""
+        return hub_memory.Learner(str(self.folder / "learners" / name), os.getuid())
 
 
 @contextlib.contextmanager
@@ -203,7 +203,7 @@ class Meter:
     """Samples what each learner of a hub holds, and all together, while its block runs."""
 
     def __init__(self, hub: Hub):
-        self.peaks: dict[str, int] = {}
+        self.peaks: dict[hub_memory.Learner, int] = {}
         self.together = self.hub = 0
         self._hub, self._ended = hub, threading.Event()
         self._thread = threading.Thread(target=self._sample)
@@ -222,7 +222,7 @@ class Meter:
             held = {
                 learner: hub_memory.proportional(pids)
                 for learner, pids in groups.items()
-                if Path(learner).parent == self._hub.folder / "learners"
+                if Path(learner.folder).parent == self._hub.folder / "learners"
             }
             for learner, size in held.items():
                 self.peaks[learner] = max(size, self.peaks.get(learner, 0))
@@ -268,9 +268,9 @@ def left_of(hub: Hub, names: list[str]) -> list[str]:
     """What is left of a workshop, in words: processes, shared memory and the hub's port."""
     groups = hub_memory.processes()
     learners = [hub.learner(name) for name in names]
-    found = [f"process {pid} of {learner}" for learner in learners for pid in groups.get(learner, [])]
+    found = [f"process {pid} of {learner.folder}" for learner in learners for pid in groups.get(learner, [])]
     for learner in learners:
-        found += map(str, Path("/dev/shm").glob(f"{shm_prefix(os.getuid(), learner)}*"))
+        found += map(str, Path("/dev/shm").glob(f"{shm_prefix(learner.user, learner.folder)}*"))
     found += [f"process {p.pid} {' '.join(p.cmdline())}" for p in psutil.process_iter() if _belongs(p, hub.folder)]
     settings = hub_settings.read(hub.folder / "state/settings.json")
     ports = (settings.port, settings.api_port, settings.hub_port)
