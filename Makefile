@@ -85,7 +85,7 @@ site-links: setup-workshop ## look whether the links to other sites still lead s
 audit: setup-workshop ## ask PyPI and npm about known advisories of every pinned package (needs their advisory services)
 	$(PY) -m pip_audit --disable-pip --require-hashes --strict --progress-spinner off -r requirements.lock
 	$(PY) -m pip_audit --disable-pip --require-hashes --strict --progress-spinner off -r requirements-workshop.lock
-	PATH="$(CURDIR)/.venv/bin:$$PATH" npm audit --prefix deploy/jupyterhub --omit=dev
+	NODE_USE_SYSTEM_CA=1 PATH="$(CURDIR)/.venv/bin:$$PATH" npm audit --prefix deploy/jupyterhub --omit=dev
 
 bench: setup ## measure side by side on this machine; writes benchmarks/results
 	$(PY) benchmarks/custom_backend.py

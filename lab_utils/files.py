@@ -5,6 +5,8 @@ import errno
 import io
 import os
 import shutil
+import stat
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,23 +22,67 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Write a file in one step, its folder too: whoever reads it meanwhile sees the old or the new one, whole.
 
+    A link stays, and what it leads to is written; a pipe or a device is written to as it is.
+
     Raises
     ------
     OSError
         It cannot be written; the message names the file, and nothing of it is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with _named(path), _opened(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """Write a file in one step, in a folder where others may write too: what is there is replaced, a link as well.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder exists.
+    mode : int, optional
+        Who may read it, such as 0o644; by default what the umask leaves.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the message names the file, and nothing of it is left.
+    """
+    with _named(path), _replacing(path, mode) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {_reason(error)}") from None
+
+
+def _opened(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+    target = Path(os.path.realpath(path))
+    with contextlib.suppress(FileNotFoundError):
+        regular = stat.S_ISREG(path.stat().st_mode)  # of what a link leads to, even without a name as /dev/stdout may
+        if not regular or not target.exists():
+            return path.open("wb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return _replacing(target)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.new")  # threads may write one path
+    try:
+        with temporary.open("xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             yield file
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OSError(f"{path} cannot be written: {_reason(error)}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -5,6 +5,7 @@ Nothing here is about anybody who did not ask for it: see `lab_utils.workshop_sh
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import stat
@@ -24,6 +25,7 @@ CHECKS = "checks.jsonl"  # beside it: one line for each checked answer, without 
 SHARED = "*.progress.json"
 LARGEST = 2**20  # bytes of a file that somebody else wrote; a learner's whole workshop has some ten thousand
 NAME_LENGTH = 40
+SURROGATE = re.compile("[\ud800-\udfff]")
 NOTHING, WORKING, STUCK, QUIET, GONE = "nothing yet", "at work", "stuck", "quiet", "gone"
 BOOK_QUESTION = """SELECT lesson, started, ended, failure FROM experiment
     LEFT JOIN ending ON ending.experiment = experiment.id ORDER BY experiment.id"""
@@ -122,24 +124,38 @@ def progress_of(name: str, book: Path) -> Progress:
 
 def _visits(book: Path) -> Iterator[Visit]:
     runs: dict[str, list[tuple[bool, datetime]]] = {}
-    for lesson, started, ended, failure in _book_rows(book):
-        if match := LESSON.match(lesson):  # experiments of her own are nobody's business
-            runs.setdefault(match[1], []).append((failure is not None, datetime.fromisoformat(ended or started)))
+    try:
+        for lesson, started, ended, failure in _book_rows(book):
+            if match := LESSON.match(lesson):  # experiments of her own are nobody's business
+                runs.setdefault(match[1], []).append((failure is not None, _moment(ended or started)))
+    except (ValueError, TypeError) as error:
+        raise ProgressError(f"lab book {book} cannot be read: {error}. It is left out") from error
     for lesson, found in sorted(runs.items()):
         yield Visit(lesson, len(found), sum(failed for failed, _ in found), max(last for _, last in found))
 
 
 def _book_rows(book: Path) -> list[tuple]:
-    if not book.exists():
+    book = Path(os.path.realpath(book))  # SQLite's own files stand beside what a link leads to
+    files = [_is_file(book.with_name(book.name + suffix)) for suffix in ("", "-wal", "-shm", "-journal")]
+    if not files[0]:
         return []
     try:
         with contextlib.closing(_read_only(book)) as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             if application != APPLICATION_ID or connection.execute(BOOK_TABLES).fetchone() != (2,):
-                raise ProgressError(f"{book} is not a lab book; it is left out. Name a learner's own folder")
+                raise ProgressError("it is not a lab book. Name a learner's own folder")
             return connection.execute(BOOK_QUESTION).fetchall()
     except (sqlite3.Error, OSError) as error:
-        raise ProgressError(f"lab book {book} cannot be read: {error}. Check its permissions") from error
+        raise ProgressError(f"{error}. Check its permissions") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is there; to open a pipe would wait for ever."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ProgressError(f"{path.name} is no regular file; remove it")
+        return True
+    return False
 
 
 def _read_only(book: Path) -> sqlite3.Connection:
@@ -166,7 +182,7 @@ def _outcomes(checks: Path) -> Iterator[tuple[str, bool, datetime]]:
     if not checks.exists():
         return
     for line in read_small(checks).splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             record = json.loads(line)
             yield _name(record, "exercise", EXERCISE), record["right"] is True, _moment(record["at"])
 
@@ -207,9 +223,12 @@ def read_folder(folder: Path) -> tuple[list[Progress], list[str]]:
 def _from_consent(path: Path) -> Progress:
     try:
         record = json.loads(read_small(path))
-        return progress_of(clean_name(record["name"]), path.with_name(Path(record["book"]).name))
-    except (ValueError, KeyError, TypeError) as error:
+        name, book = clean_name(record["name"]), path.with_name(Path(record["book"]).name)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProgressError(f"not a learner's consent: {error}") from error
+    if book.is_symlink():
+        raise ProgressError(f"{book.name} is a link, which may lead to somebody else's; it is left out")
+    return progress_of(name, book)
 
 
 def latest_of_each(found: Iterable[Progress]) -> list[Progress]:
@@ -294,10 +313,10 @@ def clean_name(name: object) -> str:
     Raises
     ------
     ValueError
-        It is empty or too long, or no text.
+        It is empty or too long, or no text; a lone surrogate is none, and could not be printed.
     """
     text = visible(name).replace("\n", " ").strip() if isinstance(name, str) else ""
-    if not text or len(text) > NAME_LENGTH:
+    if not text or len(text) > NAME_LENGTH or SURROGATE.search(text):
         raise ValueError(f"the name is {cut(str(name), 60)!r}; expected 1 to {NAME_LENGTH} characters")
     return text
 

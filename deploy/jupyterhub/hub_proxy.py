@@ -62,9 +62,9 @@ def install() -> None:
         npm = program.parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
         path = f"{program.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         options = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(
-            [program, npm, *options], cwd=HERE, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
+        # Behind a company's proxy its certificate is in the system's store, where Node does not look by itself.
+        environment = {**os.environ, "PATH": path, "NODE_USE_SYSTEM_CA": "1"}
+        done = subprocess.run([program, npm, *options], cwd=HERE, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise HubError(f"npm could not install the hub's proxy; it needs its registry once:\n{done.stderr[-2000:]}")
         (MODULES / STAMP).write_text(lock_hash(), encoding="utf-8")

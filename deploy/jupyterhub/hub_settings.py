@@ -1,6 +1,5 @@
 """What an instructor decides about a hub, and how many learners the machine admits."""
 
-import contextlib
 import json
 import os
 import re
@@ -107,9 +106,11 @@ def own_folder(folder: Path) -> Path:
     HubError
         It is no folder, or somebody else's, or others may read or write in it.
     """
-    with contextlib.suppress(FileExistsError):
+    try:
         folder.mkdir(parents=True, mode=0o700)
-    found = folder.stat()
+        return folder
+    except FileExistsError:
+        found = folder.stat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise HubError(
             f"--state {folder} is not for your eyes only, and the hub's secrets go there: expected a folder of your "

