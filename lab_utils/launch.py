@@ -63,7 +63,8 @@ class Ports:
 class Launch:
     """What one start of a server needs: where it comes from, what it serves, its name, ports and folder.
 
-    `backends` are the folders of further backends, each with its own name, as `extra_backends` finds them.
+    `backends` are the folders of further backends, each with its own name, as `extra_backends` finds them. Without a
+    `key` every user of the machine can use and control the server.
     """
 
     source: Source
@@ -74,7 +75,12 @@ class Launch:
     folder: Path
     flags: Sequence[str] = ()
     backends: Sequence[Path] = ()
-    key: ApiKey = field(default_factory=new_key)
+    key: ApiKey | None = field(default_factory=new_key)
+
+    @property
+    def key_flags(self) -> list[str]:
+        """The flags that close the server to everybody without its key; none where it has no key."""
+        return self.key.flags if self.key else []
 
     @property
     def shm_prefix(self) -> str:
@@ -158,7 +164,7 @@ def docker_command(launch: Launch) -> list[str]:
         *(launch.source.binary, "run", "--rm", "--name", launch.id, "--network", "host", "--shm-size", "6g", *gpus),
         *(*volumes, docker_image(launch), "tritonserver"),
         *server_flags(launch, models, DOCKER_BACKENDS),
-        *launch.key.flags,  # for all to read: what runs in a container cannot be reached from here
+        *launch.key_flags,  # for all to read: what runs in a container cannot be reached from here
     ]
 
 
@@ -291,7 +297,7 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
     cleanup = [launch.source.binary, "rm", "--force", launch.id] if in_docker else []
     job = {
         "command": server_command(launch),
-        "hidden": [] if in_docker else launch.key.flags,
+        "hidden": [] if in_docker else launch.key_flags,
         "shm_prefix": launch.shm_prefix,
         "cleanup": cleanup,
         "owner": os.getpid(),

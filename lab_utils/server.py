@@ -24,7 +24,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from lab_utils import arguments, launch, server_log
-from lab_utils.api_key import RESTRICTED, ApiKey, closed, connect, key_from_environment
+from lab_utils.api_key import RESTRICTED, ApiKey, closed, connect, key_from_environment, new_key
 from lab_utils.device import Device, first_device
 from lab_utils.errors import ServerDiedError, ServerError, ServerStartError
 from lab_utils.launch import Launch, Ports, extra_backends, new_folder, reserved_ports, start_supervised
@@ -66,11 +66,12 @@ class TritonServer:
         flags: Sequence[str],
         report: Report,
         backends: Sequence[Path] = (),
+        with_key: bool = True,
     ):
         self.source, self.attached = source, source.kind == "attach"
         self.grpc_url, self.http_url, self.metrics_url = source.grpc_url, "", ""
         self._repositories, self._models, self._flags = tuple(repositories), tuple(models), tuple(flags)
-        self._backends, self._report = tuple(backends), report
+        self._backends, self._report, self._with_key = tuple(backends), report, with_key
         self._launch: Launch | None = None
         self._supervisor: subprocess.Popen | None = None
         self._process: psutil.Process | None = None
@@ -105,7 +106,8 @@ class TritonServer:
     def _new_launch(self, ports: Ports) -> Launch:
         name = uuid.uuid4().hex[:12]
         what = self.source, self._repositories, self._models
-        return Launch(*what, name, ports, new_folder(name), self._flags, self._backends)
+        key = new_key() if self._with_key else None
+        return Launch(*what, name, ports, new_folder(name), self._flags, self._backends, key)
 
     def _launch_once(self) -> None:
         try:
@@ -408,6 +410,7 @@ def start_server(
     source: str | None = None,
     flags: Sequence[str] = (),
     local: bool = False,
+    with_key: bool = True,
     report: Report | None = None,
 ) -> TritonServer:
     """Start a tritonserver with these models, and return it when it is ready.
@@ -428,6 +431,8 @@ def start_server(
         More command line flags for tritonserver. An attached server cannot be given any: it is refused.
     local : bool
         True where the server's log, processes or metrics are read later: an attached server is refused at once.
+    with_key : bool
+        False for clients that know nothing of keys: then every user of this machine can use and control the server.
     report : callable, optional
         Called with a line of text for each step; in a notebook the default prints, elsewhere it is silent.
 
@@ -459,7 +464,7 @@ def start_server(
         _load_missing(server, models)
     else:
         _check_models_exist(repositories, models)
-        server = TritonServer(found, repositories, models, flags, report, extra_backends(backends, found))
+        server = TritonServer(found, repositories, models, flags, report, extra_backends(backends, found), with_key)
         server._start()
     return server
 

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from leftovers import SHARED_MEMORY, attach_to, header_of, launch_of, triton_process
+from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from lab_utils import api_key, launch, supervisor, trace
@@ -117,6 +118,13 @@ def test_every_server_has_a_key_of_its_own_which_is_never_printed(server):
 
 
 # --- where the key is -------------------------------------------------------------------------------------------------
+
+
+def test_a_server_without_a_key_is_there_for_every_client():
+    with start_server(["preprocess"], with_key=False) as server, grpc.InferenceServerClient(server.grpc_url) as client:
+        assert server.api_key is None
+        assert client.get_inference_statistics("preprocess").model_stats[0].name == "preprocess"
+        client.unload_model("preprocess")
 
 
 @contextlib.contextmanager

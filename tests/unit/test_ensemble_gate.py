@@ -27,7 +27,7 @@ def gate() -> ModuleType:
 def judged(gate, tmp_path, monkeypatch) -> Callable:
     """Run the gate where the server is a stand-in that leaves a trace with messages of these lengths."""
     monkeypatch.setenv("LAB_BOOK", str(tmp_path / "book.sqlite3"))
-    seen = SimpleNamespace(grpc_url="127.0.0.1:1", http_url="127.0.0.1:2", api_key=SimpleNamespace(text="KEY=1"))
+    seen = SimpleNamespace(grpc_url="127.0.0.1:1", http_url="127.0.0.1:2")
 
     def run(lengths: list[int], *command: str) -> int:
         @contextlib.contextmanager
@@ -76,8 +76,9 @@ def test_a_client_that_never_ends_is_stopped(gate, judged, capsys, monkeypatch):
     assert "timed out" in capsys.readouterr().err
 
 
-def test_the_client_gets_addresses_and_key_and_no_shell_reads_its_arguments(judged):
-    script = '[ "$TRITON_GRPC_URL $TRITON_HTTP_URL $TRITON_API_KEY $1" = "127.0.0.1:1 127.0.0.1:2 KEY=1 a;b \\$(c)" ]'
+def test_the_client_gets_addresses_but_no_key_of_another_server_and_no_shell_reads_its_arguments(judged, monkeypatch):
+    monkeypatch.setenv("TRITON_API_KEY", "KEY=1")
+    script = '[ "$TRITON_GRPC_URL $TRITON_HTTP_URL $TRITON_API_KEY $1" = "127.0.0.1:1 127.0.0.1:2  a;b \\$(c)" ]'
     assert judged(HEALTHY, "sh", "-c", script, "client", "a;b $(c)") == 0
 
 
