@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -118,11 +119,20 @@ class Visitor:
             raise VisitError(f"{self.name}: the hub answered {answer.status_code}: {message_in(answer.text)}")
 
     def open(self, notebook: str) -> "OpenNotebook":
-        """Open a notebook of her own folder with a kernel of its own."""
-        content = self.api("GET", f"contents/{quote(notebook)}")["content"]
+        """Open a notebook of her own folder with a kernel of its own.
+
+        Seen once in some hundred kernels: one that runs, but answers nobody. A learner restarts it, and so does this;
+        it is said on standard error.
+        """
+        content = nbformat.from_dict(self.api("GET", f"contents/{quote(notebook)}")["content"])
         body = {"path": notebook, "type": "notebook", "name": notebook, "kernel": {"name": "python3"}}
         session = self.api("POST", "sessions", body)
-        return OpenNotebook(self, notebook, nbformat.from_dict(content), session)
+        try:
+            return OpenNotebook(self, notebook, content, session)
+        except KernelSilentError as error:
+            print(f"{error}; restarting it", file=sys.stderr, flush=True)
+            self.api("POST", f"kernels/{session['kernel']['id']}/restart")
+            return OpenNotebook(self, notebook, content, session)
 
     def stop(self) -> None:
         """Stop her own server, as on the hub's page."""
@@ -191,7 +201,8 @@ class OpenNotebook:
         """Ask until the kernel has answered on both of its channels: a message before that can get lost."""
         while not self._answered(self._send("kernel_info_request", {}), min(deadline, time.monotonic() + ASK_SECONDS)):
             if time.monotonic() > deadline:
-                raise VisitError(f"{self.visitor.name}: the kernel did not start in time")
+                self._socket.close()
+                raise KernelSilentError(f"{self.visitor.name}: the kernel did not answer in {REQUEST_SECONDS:.0f} s")
 
     def _answered(self, sent: str, deadline: float) -> bool:
         try:

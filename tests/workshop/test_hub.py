@@ -8,6 +8,7 @@ from pathlib import Path
 import deploy_path
 import hub_memory
 import hub_settings
+import hub_visitor
 import psutil
 import pytest
 import simulate
@@ -144,6 +145,22 @@ def test_all_sockets_are_on_loopback(hub, visitors, notebooks):
     ]
     assert len(listening) > 3 + 2 + 2 * 5 + 3  # hub and proxy, servers, kernels, tritonserver
     assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def test_a_kernel_that_answers_nobody_is_restarted_and_that_is_said(visitors, monkeypatch, capsys):
+    silent = [hub_visitor.KernelSilentError("anna: silent")]
+    wait = OpenNotebook._wait_until_ready
+
+    def wait_or_be_silent(notebook: OpenNotebook, deadline: float) -> None:
+        if silent:
+            raise silent.pop()
+        wait(notebook, deadline)
+
+    monkeypatch.setattr(OpenNotebook, "_wait_until_ready", wait_or_be_silent)
+    with visitors["anna"].open(START) as notebook:
+        assert said(notebook, "print(1)") == "1\n"
+        notebook.close()
+    assert capsys.readouterr().err == "anna: silent; restarting it\n"
 
 
 def test_stop_of_one_learner_leaves_the_others_server_alone(hub, visitors, notebooks):
