@@ -5,12 +5,12 @@ import http.client
 import json
 import os
 import stat
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -26,7 +26,8 @@ from lab_utils.errors import ServerError, ServerStartError
 from lab_utils.server import TritonServer, start_server
 from lab_utils.watch import watch
 from lab_utils.watch_server import GrpcEndpoint, HttpEndpoint
-from lab_utils.workspace import Room, lab_arguments, lab_environment
+from lab_utils.workshop_check import running_lab
+from lab_utils.workspace import Room
 
 NOBODY = 65534
 OPEN = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/inference", "/v2/models/inference/ready"]
@@ -347,37 +348,17 @@ def test_a_server_listens_on_loopback_alone(server):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen, str, str]]:
-    """JupyterLab as `make lab` starts it, on an empty folder: its process, address and token."""
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, int, Path]]:
+    """JupyterLab as `make lab` starts it, on an empty folder: its address, token, process id and that folder."""
     folder = tmp_path_factory.mktemp("lab")
-    own = {"JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTER_CONFIG_DIR": str(folder)}
-    room = Room(folder, folder)
-    command, environment = lab_arguments(room, ["--no-browser"]), lab_environment(room, {**os.environ, **own})
-    with subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            yield process, *address_and_token(process, folder / "runtime")
-        finally:
-            process.terminate()
-
-
-def address_and_token(process: subprocess.Popen, runtime: Path) -> tuple[str, str]:
-    deadline = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, "JupyterLab ended"
-        assert time.monotonic() < deadline, "JupyterLab did not say where it listens"
-        for file in runtime.glob("jpserver-*.json"):
-            with contextlib.suppress(ValueError, OSError):
-                found = json.loads(file.read_text())
-                with contextlib.suppress(ConnectionRefusedError):
-                    assert status(f"127.0.0.1:{found['port']}", "GET", "/login", {}) == 200
-                    return f"127.0.0.1:{found['port']}", found["token"]
-        time.sleep(0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+        with running_lab(Room(folder, folder)) as (url, token, pid):
+            yield urlsplit(url).netloc, token, pid, folder
 
 
 def test_jupyter_keeps_its_token(lab):
-    _, url, token = lab
+    url, token, _, _ = lab
     assert len(token) >= 32
     for headers in ({}, {"Authorization": "token wrong"}, {"Authorization": f"token {token[:-1]}"}):
         assert status(url, "GET", "/api/contents", headers) == 403
@@ -387,16 +368,12 @@ def test_jupyter_keeps_its_token(lab):
 
 
 def test_jupyter_and_its_kernels_listen_on_loopback_alone(lab):
-    process, url, token = lab
+    url, token, pid, folder = lab
     assert status(url, "POST", "/api/kernels", {"Authorization": f"token {token}"}) == 201
     deadline = time.monotonic() + 60
-    while len(found := listeners(psutil.Process(process.pid))) < 6:  # Jupyter's own, and five of the kernel
+    while len(found := listeners(psutil.Process(pid))) < 6:  # Jupyter's own, and five of the kernel
         assert time.monotonic() < deadline, f"only {found}"
         time.sleep(0.05)
     assert set(found.values()) == {"127.0.0.1"}
-    (connection,) = Path(launch_folder(lab)).glob("kernel-*.json")
+    (connection,) = folder.glob("runtime/kernel-*.json")
     assert stat.S_IMODE(connection.stat().st_mode) & 0o077 == 0  # it holds the key to the kernel
-
-
-def launch_folder(lab: tuple[subprocess.Popen, str, str]) -> str:
-    return psutil.Process(lab[0].pid).environ()["JUPYTER_RUNTIME_DIR"]
