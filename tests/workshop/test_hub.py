@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import deploy_path
 import hub_memory
 import hub_settings
 import hub_visitor
@@ -16,6 +15,7 @@ from hub_settings import GIB
 from hub_visitor import OpenNotebook, VisitError, Visitor, message_in, printed
 from simulate import Hub, Workshop
 
+ROOT = Path(__file__).parents[2]
 ADMITTED = 8
 START = "00_start_here.ipynb"
 SERVER = "from lab_utils.server import start_server\nserver = start_server(['ensemble_latest'])"
@@ -184,7 +184,7 @@ def test_each_learner_writes_her_own_lesson_and_lab_book(hub, visitors, notebook
     notebooks["anna"].content.cells[0].source = "anna was here"
     notebooks["anna"].save()
     assert "anna was here" not in (hub.folder / f"learners/bob/lessons/{START}").read_text()
-    assert "anna was here" not in (deploy_path.ROOT / "notebooks" / START).read_text()
+    assert "anna was here" not in (ROOT / "notebooks" / START).read_text()
 
 
 def test_who_takes_too_much_memory_is_ended_with_a_word_and_the_others_go_on(hub, visitors, notebooks):

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import deploy_path
 import hub_memory
 import hub_parts
 import hub_proxy
@@ -30,6 +29,8 @@ from traitlets.config import PyFileConfigLoader
 from lab_utils import big_run, stale, workspace
 from lab_utils.launch import shm_prefix
 
+ROOT = Path(__file__).parents[2]
+HUB = ROOT / "deploy/jupyterhub"
 PASSWORD = "correct horse"
 
 
@@ -65,7 +66,7 @@ def settings(tmp_path) -> Settings:
 def loaded(settings: Settings, monkeypatch):
     """What JupyterHub would read from the configuration."""
     monkeypatch.setenv("LAB_HUB_SETTINGS", str(hub_settings.write(settings)))
-    return PyFileConfigLoader("jupyterhub_config.py", path=str(deploy_path.HUB)).load_config()
+    return PyFileConfigLoader("jupyterhub_config.py", path=str(HUB)).load_config()
 
 
 # Who may come in ---------------------------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ def test_idle_kernels_and_servers_are_ended(settings, monkeypatch):
 
 
 def test_the_page_of_a_full_machine_says_what_to_do():
-    page = (deploy_path.HUB / "templates/429.html").read_text()
+    page = (HUB / "templates/429.html").read_text()
     assert "{{ learners }}" in page
     assert "tell your instructor" in page
 
@@ -369,7 +370,7 @@ def test_a_learners_folder_and_files_are_for_her_eyes_only(tmp_path, monkeypatch
     (tmp_path / "anna").mkdir(mode=0o755)
     for name in ("anna", "bob"):  # the spawner may have made the folder, or nobody
         folder = tmp_path / name
-        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=deploy_path.HUB)
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=HUB)
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "folder", folder / "new")]
         assert modes == [0o700, 0o700, 0o600]
 
@@ -526,7 +527,7 @@ def test_the_notice_says_what_happened_and_what_to_do():
 
 
 def test_the_proxys_lock_has_a_hash_for_each_package_and_no_place_to_download_from():
-    lock = json.loads((deploy_path.HUB / "package-lock.json").read_text())
+    lock = json.loads((HUB / "package-lock.json").read_text())
     packages = {name: entry for name, entry in lock["packages"].items() if name}
     assert packages["node_modules/configurable-http-proxy"]["version"] == "5.3.0"
     assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
@@ -544,7 +545,7 @@ def test_a_missing_proxy_is_an_error_that_tells_what_npm_said(tmp_path, monkeypa
 
 def test_the_table_in_the_readme_is_what_was_measured():
     measured = json.loads(sizing.FILE.read_text())
-    readme = (deploy_path.ROOT / "deploy/README.md").read_text()
+    readme = (ROOT / "deploy/README.md").read_text()
     assert sizing.as_table(measured) in readme
     assert sizing.machine_line(measured) in readme
     assert measured["command"] in readme
