@@ -87,8 +87,8 @@ audit: setup-workshop ## ask PyPI and npm about known advisories of every pinned
 	$(PY) -m pip_audit --disable-pip --require-hashes --strict --progress-spinner off -r requirements-workshop.lock
 	NODE_USE_SYSTEM_CA=1 PATH="$(CURDIR)/.venv/bin:$$PATH" npm audit --prefix deploy/jupyterhub --omit=dev
 
-bench: setup ## measure side by side on this machine; writes benchmarks/results
-	$(PY) benchmarks/custom_backend.py
+bench: setup ## measure side by side on this machine, in 20 minutes; writes benchmarks/results (BENCH="growth": only that)
+	$(PY) benchmarks $(BENCH)
 
 soak: setup ## the long run of many streams: 100,000 tokens (some minutes)
 	SOAK_TOKENS=100000 $(PY) -m pytest -rP --timeout 900 tests/server/test_soak.py
@@ -116,6 +116,9 @@ lock: ## resolve pyproject.toml into requirements.lock (LOCK_ARGS=--upgrade take
 	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 		--no-emit-index-url --constraint requirements.lock --output-file deploy/kubernetes/requirements.lock \
 		--custom-compile-command "make lock" $(LOCK_ARGS) deploy/kubernetes/requirements.in
+	$(SYSTEM_PYTHON) tools/setup_env.py uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --output-file benchmarks/torch.lock --custom-compile-command "make lock" $(LOCK_ARGS) \
+		benchmarks/torch.in
 
 clean: ## remove the environment and all caches; your lessons in workspace/ stay
 	$(MAKE) --directory=custom_backend clean

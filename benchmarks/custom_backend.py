@@ -1,6 +1,6 @@
 """Tokens per second of the pipeline: nodes in Python, one node in C++, both; and with nothing to decode, the ceiling.
 
-Run it with `make bench`. One stream: the reported prompt, all its 95 tokens. Sixteen streams: the same, side by side.
+One stream: the reported prompt, all its 95 tokens. Sixteen streams: the same, side by side.
 The ceiling is the all-C++ pipeline again, with the same ids given instead of generated (FORCED_IDS).
 
 Beside the clock stands the processor time for a token, of the server's processes and of this client. The client is
@@ -8,14 +8,13 @@ Python with one thread for each stream, and only one of them runs at a time: it 
 the time that a token takes.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import psutil
-from side_by_side import in_turns, processor_seconds, ratios, save, spread
+from side_by_side import Row, Spread, in_turns, main, processor_seconds, ratios, spread
 
 from lab_utils import custom_backend
 from lab_utils.client import StreamResult, stream, stream_many
@@ -55,7 +54,7 @@ def many_streams(server: TritonServer, ensemble: str, **options: object) -> list
     return stream_many(server, ensemble, [REPORTED_PROMPT] * STREAMS, TOKENS, **options)
 
 
-def measure(server: TritonServer, run: Callable[..., list[StreamResult]], ensemble: str, **options: object) -> Measured:
+def timed(server: TritonServer, run: Callable[..., list[StreamResult]], ensemble: str, **options: object) -> Measured:
     """From connecting to the last message: what a client sees, with a new connection for each stream."""
     serving, client = list(server.processes), [psutil.Process()]
     before = processor_seconds(serving), processor_seconds(client)
@@ -72,66 +71,65 @@ def compare(server: TritonServer, run: Callable[..., list[StreamResult]]) -> dic
     """The four pipelines in turns."""
     tokens = [ids[0] for ids in stream(server, "ensemble_latest", REPORTED_PROMPT, TOKENS).ids]
     options = {CEILING: {"forced_ids": tokens}}
-    cases = {
-        name: partial(measure, server, run, ensemble, **options.get(name, {})) for name, ensemble in ENSEMBLES.items()
-    }
+    cases = {name: partial(timed, server, run, one, **options.get(name, {})) for name, one in ENSEMBLES.items()}
     return in_turns(cases, ROUNDS)
 
 
-def report(title: str, found: dict[str, list[Measured]]) -> dict[str, object]:
-    """Print what was found, and return it for the results."""
+LOADS = {"one stream": one_stream, f"{STREAMS} streams": many_streams}
+
+
+def summary(found: dict[str, list[Measured]]) -> dict[str, object]:
+    """What is kept of one comparison."""
     rates = {name: [one.rate for one in measured] for name, measured in found.items()}
-    rows = {}
-    print(f"\n{title}: tokens/s, median of {ROUNDS} (least to most); processor time for a token, server + client")
-    for name, measured in found.items():
-        parts = [spread([getattr(one, part) for one in measured]) for part in ("server", "client")]
-        times = ratios(rates, name, PYTHON)
-        print(f"  {name:28} {spread(rates[name])!s:30} {times.median:5.2f} times Python  ", end="")
-        print(f"{parts[0].median:5,.0f} + {parts[1].median:4,.0f} us")
-        rows[name] = {
+    pipelines = {
+        name: {
             "tokens_per_second": asdict(spread(rates[name])),
-            "times_python": asdict(times),
-            "server_us_per_token": asdict(parts[0]),
-            "client_us_per_token": asdict(parts[1]),
+            "times_python": asdict(ratios(rates, name, PYTHON)),
+            "server_us_per_token": asdict(spread([one.server for one in measured])),
+            "client_us_per_token": asdict(spread([one.client for one in measured])),
         }
-    ceiling = ratios(rates, CPP, CEILING)
-    print(f"  {CPP!r} is {ceiling.median:.2f} of {CEILING!r} ({ceiling.least:.2f} to {ceiling.most:.2f})")
-    return {"pipelines": rows, "of_the_ceiling": asdict(ceiling)}
+        for name, measured in found.items()
+    }
+    return {"pipelines": pipelines, "of_the_ceiling": asdict(ratios(rates, CPP, CEILING))}
 
 
-def markdown(results: dict) -> str:
-    """The results as the table in README.md."""
-    machine = results["machine"]
-    place = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {machine['device']}"
-    lines = [
-        f"{results['day']}; {place}.",
-        "",
-        "| streams | pipeline | tokens/s | times Python | server | client |",
-        "|---|---|---|---|---|---|",
-    ]
-    for streams, part in ((1, "one_stream"), (STREAMS, "sixteen_streams")):
-        for name, row in results[part]["pipelines"].items():
-            values = {key: value["median"] for key, value in row.items()}
-            lines.append(
-                f"| {streams} | {name} | {values['tokens_per_second']:,.0f} | {values['times_python']:.2f} "
-                f"| {values['server_us_per_token']:,.0f} | {values['client_us_per_token']:,.0f} |"
-            )
-    ceiling = results["one_stream"]["of_the_ceiling"]["median"]
-    return "\n".join([*lines, "", f"One stream, all in C++, against the ceiling: {ceiling:.2f}.", ""])
-
-
-def main() -> None:
-    """Build, start, measure, print, save."""
+def measure() -> dict:
+    """Build the backends, start a server with all pipelines, and compare them."""
     models, backends = sorted(set(ENSEMBLES.values())), custom_backend.build().folder
     with start_server(models, repository=[MODEL_REPOSITORY, custom_backend.REPOSITORY], backends=backends) as server:
-        results = {
-            "one_stream": report("one stream", compare(server, one_stream)),
-            "sixteen_streams": report(f"{STREAMS} streams", compare(server, many_streams)),
-        }
-    path = save("custom_backend", rounds=ROUNDS, **results)
-    print(f"\nwritten to {path.relative_to(custom_backend.PROJECT)}; as the README has it:\n")
-    print(markdown(json.loads(path.read_text(encoding="utf-8"))))
+        found = {name: summary(compare(server, run)) for name, run in LOADS.items()}
+    return {"rounds": ROUNDS, **found}
+
+
+def rows(results: dict) -> list[Row]:
+    """One stream of the all-C++ pipeline against its ceiling."""
+    found = results["one stream"]
+    rate, ceiling = (found["pipelines"][name]["tokens_per_second"]["median"] for name in (CPP, CEILING))
+    return [
+        Row(
+            what="tokens/s, all nodes in C++, one stream",
+            against="the same pipeline with nothing to decode, the ceiling",
+            reach="at least 0.8 times",
+            measured=f"{rate:,.0f}, the ceiling {ceiling:,.0f}",
+            figure=Spread(**found["of_the_ceiling"]),
+            bound=0.8,
+            least=True,
+        )
+    ]
+
+
+def remarks(results: dict) -> str:
+    """All pipelines: tokens per second, times Python, and the processor time for a token."""
+    lines = []
+    for load in LOADS:
+        for name, row in results[load]["pipelines"].items():
+            rate, times, server, client = (row[key]["median"] for key in row)
+            lines.append(
+                f"- {load}, {name}: {rate:,.0f} tokens/s, {times:.2f} times Python; processor time for a token "
+                f"{server:,.0f} µs in the server's processes, {client:,.0f} µs in the client"
+            )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__)

@@ -1,13 +1,24 @@
-"""Measure several things in turns, in one run, and compare them: so that what else the machine does meets all alike."""
+"""Measure several things in turns, in one run, and compare them: so that what else the machine does meets all alike.
+
+A benchmark is a module of this folder that has
+
+    measure() -> dict           run everything, and return what ``results/NAME.json`` is to hold
+    rows(results) -> [Row]      its lines of the table in README.md
+    remarks(results) -> str     what else was measured, as Markdown, for the benchmark's part of README.md
+
+`rows` and `remarks` say what the results hold and measure nothing: a test holds README.md against them.
+"""
 
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import psutil
@@ -33,6 +44,34 @@ class Spread:
 def spread(values: list[float]) -> Spread:
     """The spread of one or more values."""
     return Spread(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table in README.md.
+
+    Attributes
+    ----------
+    what, against, reach, measured : str
+        What is measured, what it is compared with, what is to be reached, and the values found, with their units.
+    figure : Spread
+        The figure that `bound` is for, over all rounds; its median is what counts.
+    bound : float
+        The most that the figure may be; with `least`, what it has to be at least.
+    """
+
+    what: str
+    against: str
+    reach: str
+    measured: str
+    figure: Spread
+    bound: float
+    least: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether the median keeps the bound."""
+        return self.figure.median >= self.bound if self.least else self.figure.median <= self.bound
 
 
 def in_turns(cases: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
@@ -72,10 +111,26 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def save(name: str, **results: object) -> Path:
-    """Write results, with the machine and the day, to ``benchmarks/results/NAME.json``."""
+def load(name: str) -> dict:
+    """What ``benchmarks/results/NAME.json`` holds."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def run(name: str, module: ModuleType) -> None:
+    """Measure one benchmark, write ``benchmarks/results/NAME.json``, and print its rows and remarks."""
+    began = time.monotonic()
+    content = {"machine": machine(), "day": time.strftime("%Y-%m-%d"), **module.measure()}
+    content["seconds"] = round(time.monotonic() - began, 1)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    content = {"machine": machine(), "day": time.strftime("%Y-%m-%d"), **results}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    results = load(name)
+    for row in module.rows(results):
+        verdict = "reached" if row.reached else "NOT REACHED"
+        print(f"{row.what}, against {row.against}: {row.measured}; {row.figure} ({row.reach}: {verdict})")
+    print(f"\n{module.remarks(results)}\n({content['seconds']:.0f} s)", flush=True)
+
+
+def main(module: str) -> None:
+    """What a benchmark's ``if __name__ == "__main__"`` calls, with its ``__file__``."""
+    run(Path(module).stem, sys.modules["__main__"])

@@ -1,5 +1,6 @@
 """Stream one prompt through an ensemble, and observe every response: dims, bytes, arrival time, ids, text."""
 
+import math
 import queue
 import secrets
 import threading
@@ -253,8 +254,10 @@ def iter_stream(
     StreamError, lab_utils.errors.ServerDiedError, ValueError, TypeError
         As for `stream`.
     """
+    switches = {"dims_only": dims_only, "trace_heap": trace_heap, "guard": guard, "log": log}
     options = {"max_message_ids": max_message_ids, "mutation": mutation}
-    parameters = {"dims_only": dims_only, "trace_heap": trace_heap, "guard": guard, "log": log}
+    # What is left at its default is not sent: the server hands all parameters on to every step, with every message.
+    parameters = {name: on for name, on in switches.items() if on is not False}
     parameters |= {name: value for name, value in options.items() if value is not None}
     if not isinstance(window, Window | None):
         raise TypeError(f"window is {window!r}; expected a Window, such as Window(8), or None")
@@ -499,7 +502,7 @@ def _observation(result: grpc.InferResult, iteration: int, seconds: float) -> Ob
     return Observation(
         iteration=iteration,
         dims=dims,
-        nbytes=int(np.prod(dims)) * ITEM_SIZE,
+        nbytes=math.prod(dims) * ITEM_SIZE,
         seconds=seconds,
         ids=result.as_numpy("RECEIVED_IDS"),
         text=result.as_numpy("TEXT")[0].decode("utf-8"),

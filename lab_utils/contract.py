@@ -137,7 +137,7 @@ class Model:
     meant: str
     folders: tuple[str, ...]
 
-    @property
+    @cached_property
     def is_ensemble(self) -> bool:
         """Whether the config schedules steps, or means to."""
         return self.config.HasField("ensemble_scheduling") or self.config.platform == ENSEMBLE
@@ -333,7 +333,7 @@ class Repository:
     models: Mapping[str, Model]
     others: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def ensembles(self) -> list[str]:
         """Names of the models that are ensembles."""
         return [name for name, model in self.models.items() if model.is_ensemble]

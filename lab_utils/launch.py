@@ -298,13 +298,13 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
     job = {
         "command": server_command(launch),
         "hidden": [] if in_docker else launch.key_flags,
-        "shm_prefix": launch.shm_prefix,
+        "shm_prefix": [launch.shm_prefix],
         "cleanup": cleanup,
-        "owner": os.getpid(),
+        "owner": [str(os.getpid())],
     }
     environment = {**os.environ, **launch.source.environment}
     environment.setdefault("OMP_NUM_THREADS", "1")  # the tiny model's matrices are too small for more
-    with launch.log_path.open("wb") as log, _in_memory(json.dumps(job)) as file:
+    with launch.log_path.open("wb") as log, _in_memory(supervisor.write_job(job)) as file:
         fcntl.flock(log, fcntl.LOCK_SH)  # held by whoever has the log open: the server's processes, until the last ends
         return subprocess.Popen(
             [sys.executable, "-I", "-S", supervisor.__file__, str(file.fileno()), launch.shm_prefix],
@@ -313,14 +313,15 @@ def start_supervised(launch: Launch) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=launch.log_path.parent,  # the stub imports "1.model" from where it runs first, and from its model then
             start_new_session=True,
         )
 
 
-def _in_memory(text: str) -> BinaryIO:
+def _in_memory(content: bytes) -> BinaryIO:
     """A file without a name, open at its start."""
     file = os.fdopen(os.memfd_create("job"), "w+b")
-    file.write(text.encode())
+    file.write(content)
     file.seek(0)
     return file
 

@@ -34,6 +34,7 @@ from lab_utils.supervisor import EXPOSED
 MODEL_REPOSITORY = Path(__file__).parents[1] / "model_repository"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.005
+LAST_POLL_SECONDS = 0.001  # between the first listener and the last one
 PORT_TRIES = 5
 UNLOAD_SECONDS = 15.0
 LOG_LINES = 12
@@ -122,7 +123,7 @@ class TritonServer:
             self.grpc_url, self.http_url, self.metrics_url = (
                 f"127.0.0.1:{port}" for port in (ports.grpc, ports.http, ports.metrics)
             )
-            self._process = self._find_process()
+            self._process = self._process or self._find_process()
             self._stubs = self._find_stubs()
             self._report(f"ready after {time.monotonic() - began:.1f} s on {self.device}")
             if EXPOSED in self.log:
@@ -138,11 +139,12 @@ class TritonServer:
                 raise self._start_error(f"tritonserver ended with exit status {self._supervisor.returncode}")
             if time.monotonic() > deadline:
                 raise self._start_error(f"tritonserver was not ready after {START_SECONDS:.0f} s")
-            loaded = server_log.loaded_models(self.log)
+            log = self.log
+            loaded = server_log.loaded_models(log)
             for model in loaded[reported:]:
                 self._report(f"  {model} loaded")
             reported = len(loaded)
-            time.sleep(POLL_SECONDS)
+            time.sleep(LAST_POLL_SECONDS if "Started HTTPService" in log else POLL_SECONDS)
 
     def _is_ready(self) -> bool:
         """Whether this very server, not another one on the same port, is ready, and all three listeners are."""
@@ -163,7 +165,8 @@ class TritonServer:
         with contextlib.suppress(
             psutil.Error, ServerDiedError
         ):  # where it ended meanwhile, the caller's next look tells
-            listeners = self._find_process().net_connections("tcp4")
+            self._process = self._process or self._find_process()
+            listeners = self._process.net_connections("tcp4")
             return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in listeners)
         return False
 
@@ -428,7 +431,8 @@ def start_server(
         "attach", "native", "wheel" or "docker"; by default the first of the first three that is there.
         See `lab_utils.sources`.
     flags : sequence of str
-        More command line flags for tritonserver. An attached server cannot be given any: it is refused.
+        More command line flags for tritonserver; paths in them have to be absolute, since it runs in a folder of its
+        own. An attached server cannot be given any: it is refused.
     local : bool
         True where the server's log, processes or metrics are read later: an attached server is refused at once.
     with_key : bool

@@ -1,7 +1,7 @@
 """Run one tritonserver for another process, its owner, and end it when the owner is gone.
 
-Usage: ``python supervisor.py FD SHM_PREFIX``. The file descriptor leads to the job:
-``{"command": [...], "hidden": [...], "shm_prefix": "...", "cleanup": [...], "owner": PID}``.
+Usage: ``python supervisor.py FD SHM_PREFIX``. The file descriptor leads to the job, as `write_job` writes it:
+``{"command": [...], "hidden": [...], "shm_prefix": ["..."], "cleanup": [...], "owner": ["PID"]}``.
 Every user of the machine can read a command line, and a job holds a secret. The prefix is for who looks for servers.
 
 The server runs until the owner says a word on standard input or closes it, until the owner's process is gone,
@@ -12,26 +12,23 @@ Ctrl-C in the owner's terminal or *Interrupt kernel* never reaches it.
 The pipe alone is not enough: a child that the owner forked holds its other end open. The owner's process alone is not
 enough either: an owner lives on when it only drops its server.
 
-This file needs the standard library only: it runs with ``python -I -S``, which starts in a few milliseconds.
+This file needs the standard library only: it runs with ``python -I -S``, which starts in a few milliseconds. Every
+start of a server waits for it, so it imports little: subprocess, json and glob would double that time.
 """
 
-import array
-import contextlib
 import ctypes
-import glob
-import json
 import os
-import select
 import signal
 import struct
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 
 GRACE_SECONDS = 8.0  # the server gives requests in flight 5 s (--exit-timeout-secs), then needs about 2 s
 GROUP_SECONDS = 2.0  # how long to wait for killed processes to be gone
 PTRACE_TRACEME, PTRACE_DETACH = 0, 17
 HIDDEN = "hidden"
+SHARED_MEMORY = "/dev/shm"
 PR_SET_NO_NEW_PRIVS = 38
 SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW = 317, 1, 4  # the first number is x86-64's
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
@@ -48,50 +45,108 @@ NO_FCHMOD_0644 = [  # (operation, instructions to skip if so, if not, operand), 
 EXPOSED = "lab: the key of this server stands on its command line, for other users of this machine to read"
 
 
-def main(job: dict) -> int:
+def write_job(job: Mapping[str, list[str]]) -> bytes:
+    """The lists of a job as NAME=VALUE, each ended by a zero byte, which no argument of a program can hold."""
+    return b"".join(os.fsencode(f"{name}={value}\0") for name, values in job.items() for value in values)
+
+
+def read_job(content: bytes) -> dict[str, list[str]]:
+    """A job that `write_job` wrote."""
+    job: dict[str, list[str]] = {"hidden": [], "cleanup": []}
+    for entry in os.fsdecode(content).split("\0")[:-1]:
+        name, _, value = entry.partition("=")
+        job.setdefault(name, []).append(value)
+    return job
+
+
+def main(job: Mapping[str, list[str]]) -> int:
     """Run the job's command until it ends or has to; returns the command's exit status (128 + n for signal n)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)  # tensors in /dev/shm, traces and logs are this user's alone
     wakeup = signal_pipe()
-    owner = os.pidfd_open(job["owner"])
-    if os.getppid() != job["owner"]:
+    owner_id = int(job["owner"][0])
+    owner = os.pidfd_open(owner_id)
+    if os.getppid() != owner_id:
         return 1  # the owner was gone before its process could be watched
     server = start(job["command"], job["hidden"])
     try:
-        wait_for_any(0, owner, wakeup, os.pidfd_open(server.pid))
+        wait_for_any(0, owner, wakeup, server.ended)
         status = stop(server)
     finally:
         kill_group(server.pid)
-        subprocess.run(job["cleanup"], check=False) if job["cleanup"] else None
-        remove_shared_memory(job["shm_prefix"])
+        os.spawnvp(os.P_WAIT, job["cleanup"][0], job["cleanup"]) if job["cleanup"] else None
+        remove_shared_memory(job["shm_prefix"][0])
     return status if status >= 0 else 128 - status
 
 
-def start(command: list[str], hidden: list[str]) -> subprocess.Popen:
+class Child:
+    """A process that was started here; `ended` is a file descriptor that can be read once it has ended."""
+
+    def __init__(self, pid: int):
+        self.pid, self.ended = pid, os.pidfd_open(pid)
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Its exit status, or minus the signal that ended it; a `TimeoutError` where it still runs after `seconds`."""
+        if not wait_for_any(self.ended, seconds=seconds):
+            raise TimeoutError
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def start(command: list[str], hidden: list[str]) -> Child:
     """Start the server; the flags that hold a secret come to it in a way that no other user can read."""
     if hidden:
         try:
             return start_hidden(command, dict(flag.split("=", 1) for flag in hidden))
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError) as error:
             print(f"{EXPOSED} ({error})", flush=True)
-    options = {"stdin": subprocess.DEVNULL, "start_new_session": True}
-    return subprocess.Popen([*command, *hidden], preexec_fn=keep_tensors_private, **options)
+    return spawn([*command, *hidden], os.environ, keep_tensors_private)
 
 
-def start_hidden(command: list[str], variables: dict[str, str]) -> subprocess.Popen:
+def spawn(command: list[str], environment: Mapping[str, str], prepare: Callable[[], None]) -> Child:
+    """Start a process in a session of its own, without input, that calls `prepare` before it becomes the command.
+
+    Raises
+    ------
+    OSError
+        It could not; the process has ended.
+    """
+    told, tell = os.pipe()  # closed by the kernel when the process becomes the command
+    pid = os.fork()
+    if pid == 0:
+        become(command, environment, prepare, tell)
+    os.close(tell)
+    with open(told, encoding="utf-8") as file:
+        problem = file.read()
+    if problem:
+        os.waitpid(pid, 0)
+        raise OSError(problem)
+    return Child(pid)
+
+
+def become(command: list[str], environment: Mapping[str, str], prepare: Callable[[], None], tell: int) -> None:
+    """In the child: become the command, or tell why not, and end."""
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, which a program would inherit
+            signal.signal(ignored, signal.SIG_DFL)
+        prepare()
+        os.execvpe(command[0], command, environment)
+    except BaseException as error:
+        os.write(tell, repr(error).encode())
+    finally:
+        os._exit(127)
+
+
+def start_hidden(command: list[str], variables: dict[str, str]) -> Child:
     """Start the server with flags that are never on its command line.
 
     A command line is open to every user of the machine, an environment to its own user alone. So the new process gets a
     placeholder for each hidden flag as an argument, and the flag itself as an environment variable named ``--flag``.
     The kernel stops the process before its first instruction, and the two pointers are swapped.
     """
-    server = subprocess.Popen(
-        [*command, *(f"{name}={HIDDEN}" for name in variables)],
-        env={**os.environ, **variables},
-        preexec_fn=be_traced,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    arguments = [*command, *(f"{name}={HIDDEN}" for name in variables)]
+    server = spawn(arguments, {**os.environ, **variables}, be_traced)
     try:
         await_stop(server.pid)
         for name, value in variables.items():
@@ -144,14 +199,15 @@ def swap(pid: int, argument: str, variable: str) -> None:
     stack, strings, end = int(fields[28]), int(fields[48]), int(fields[51])
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         memory.seek(stack)
-        pointers = array.array("L", memory.read((strings - stack) // 8 * 8))  # argc, arguments, variables, and more
+        block = bytearray(memory.read((strings - stack) // 8 * 8))  # argc, pointers to arguments and variables, more
         memory.seek(strings)
         text = memory.read(end - strings)
         first, second = (strings + text.index(f"\0{one}\0".encode()) + 1 for one in (argument, variable))
-        here, there = pointers.index(first), pointers.index(second)
+        pointers = memoryview(block).cast("L")
+        here, there = map(pointers.tolist().index, (first, second))
         pointers[here], pointers[there] = second, first
         memory.seek(stack)
-        memory.write(pointers)
+        memory.write(block)
 
 
 def signal_pipe() -> int:
@@ -163,41 +219,53 @@ def signal_pipe() -> int:
     return read_end
 
 
-def wait_for_any(*descriptors: int) -> None:
-    """Return when one of the file descriptors has data, end of file, or (a pidfd) an ended process."""
+def wait_for_any(*descriptors: int, seconds: float | None = None) -> bool:
+    """Return when one of the file descriptors has data, end of file, or (a pidfd) an ended process; False if none."""
+    import select  # a library of its own, and not needed before the server is started
+
     poll = select.poll()
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
-    poll.poll()
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
-def stop(server: subprocess.Popen) -> int:
+def stop(server: Child) -> int:
     """Ask the server to stop, wait for the grace period, then kill it; returns its exit status."""
-    server.terminate()
+    os.kill(server.pid, signal.SIGTERM)
     try:
         return server.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
+    except TimeoutError:
+        os.kill(server.pid, signal.SIGKILL)
         return server.wait()
 
 
 def kill_group(group: int) -> None:
     """Kill what is left of the process group, such as stubs orphaned by a stop while models load."""
     deadline = time.monotonic() + GROUP_SECONDS
-    with contextlib.suppress(ProcessLookupError):
+    try:
         while time.monotonic() < deadline:
             os.killpg(group, signal.SIGKILL)
             time.sleep(0.01)
+    except ProcessLookupError:
+        return
 
 
 def remove_shared_memory(prefix: str) -> None:
     """Remove this server's files from /dev/shm."""
-    for path in glob.glob(f"/dev/shm/{glob.escape(prefix)}*"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    for name in os.listdir(SHARED_MEMORY) if os.path.isdir(SHARED_MEMORY) else []:
+        if name.startswith(prefix):
+            remove(f"{SHARED_MEMORY}/{name}")
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be gone."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
 
 
 if __name__ == "__main__":
-    with open(int(sys.argv[1]), encoding="utf-8") as file:
-        given = json.load(file)
+    with open(int(sys.argv[1]), "rb") as file:
+        given = read_job(file.read())
     sys.exit(main(given))

@@ -22,7 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, compress, groupby, repeat
+from itertools import accumulate, compress, groupby
 from math import prod
 from operator import itemgetter
 from pathlib import Path
@@ -48,9 +48,11 @@ from lab_utils.trace_records import (
 
 __all__ = [
     "Call",
+    "Kind",
     "Problem",
     "Request",
     "Tensor",
+    "Tensors",
     "files",
     "raw",
     "read",
@@ -67,7 +69,6 @@ SIDES: dict[bytes, Side] = {
     b"TENSOR_BACKEND_OUTPUT": "output",
 }
 POLL_SECONDS = 0.01
-LAYOUT_TENSORS = 64
 PENDING = 64  # client requests kept open, in case that a call of theirs comes late
 NUMPY_DTYPES = {"BOOL": "uint8", "FP32": "float32", "FP64": "float64"}
 NUMPY_DTYPES |= {name: name.lower() for name in ("INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")}
@@ -111,6 +112,82 @@ class Tensor(NamedTuple):
         return prod(self.dims)
 
 
+class Kind(NamedTuple):
+    """What all tensors with the same words around their data have in common.
+
+    Attributes
+    ----------
+    place : tuple of str
+        Side and name, as for `Tensor`.
+    dtype, dims, elements
+        As for `Tensor`.
+    nbytes : int
+        As for `Tensor`; 0 for BYTES, where only the data tells it.
+    around : int
+        Bytes of such a record without its data and its id.
+    """
+
+    place: tuple[Side, str]
+    dtype: str
+    dims: tuple[int, ...]
+    elements: int
+    nbytes: int
+    around: int
+
+
+class Tensors(Sequence[Tensor]):
+    """The tensors of one call. Columns are kept, and a `Tensor` is made where it is asked for: a trace has millions.
+
+    Attributes
+    ----------
+    kinds : list of Kind
+    nbytes, offsets, lengths : list of int
+        As for `Tensor`.
+    path : str
+        The file they are in.
+    """
+
+    __slots__ = ("_made", "kinds", "lengths", "nbytes", "offsets", "path")
+
+    def __init__(self, path: str):
+        self.path = path
+        self.kinds: list[Kind] = []
+        self.nbytes: list[int] = []
+        self.offsets: list[int] = []
+        self.lengths: list[int] = []
+        self._made: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        return self._all() == (other._all() if isinstance(other, Tensors) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def _all(self) -> tuple[Tensor, ...]:
+        if len(self._made) != len(self.kinds):
+            counts: Counter[tuple[Side, str]] = Counter()
+            made = []
+            for kind, *place in zip(self.kinds, self.nbytes, self.offsets, self.lengths, strict=True):
+                counts[kind.place] += 1
+                nbytes, offset, length = place
+                where = nbytes, counts[kind.place], self.path, offset, length
+                made.append(Tensor(*kind.place, kind.dtype, kind.dims, *where))
+            self._made = tuple(made)
+        return self._made
+
+
 class Call(NamedTuple):
     """One request to one model: all records of one trace id.
 
@@ -129,7 +206,7 @@ class Call(NamedTuple):
     version : int
     stamps : bytes
         Its timestamps as the file has them; `times` reads them.
-    tensors : tuple of Tensor
+    tensors : Tensors
         In the order of the file: outputs of a decoupled call lie there message by message.
     path, offset
         Where the call begins.
@@ -142,7 +219,7 @@ class Call(NamedTuple):
     model: str
     version: int
     stamps: bytes
-    tensors: tuple[Tensor, ...]
+    tensors: Tensors
     path: str
     offset: int
 
@@ -193,7 +270,8 @@ class Call(NamedTuple):
     @property
     def messages(self) -> int:
         """How many responses with tensors it sent; 0 where level TENSORS was off."""
-        return max((tensor.iteration for tensor in self.tensors if tensor.side == "output"), default=0)
+        sent = Counter(kind.place for kind in self.tensors.kinds if kind.place[0] == "output")
+        return max(sent.values(), default=0)
 
 
 @lru_cache(maxsize=64)  # read when asked for: that takes a quarter of the time that all the rest of a call takes
@@ -400,8 +478,7 @@ def _texts(data: bytes, tensor: Tensor) -> np.ndarray:
 
 
 # In a Row. Each runs a million times for 100 MB, so what is done to all rows is done by `map` and `filter`.
-_WHOLE, _IDENTITY, _TIMES, _ACTIVITY, _WORDS, _MODEL = map(itemgetter, (0, 1, 2, 3, slice(3, 7), 7))
-_NONE_YET: Counter[tuple[str, str]] = Counter()  # never added to: a new one for each call takes its time
+_WHOLE, _IDENTITY, _TIMES, _BEFORE, _AFTER, _MODEL = map(itemgetter, range(6))
 
 
 class _Found:
@@ -411,30 +488,26 @@ class _Found:
         self.id, self.path, self.offset = identity, path, offset
         self.model, self.version, self.request_id, self.parent = "", -1, "", None
         self.stamps: list[bytes] = []
-        self.tensors: list[Tensor] = []
-        self._counts = _NONE_YET
+        self.tensors = Tensors(path)
 
     def take_plain(self, rows: Sequence[Row], offsets: Iterable[int]) -> None:
         """Take plain records in, each with where it is in the file."""
         self.stamps += filter(None, map(_TIMES, rows))
         for row in filter(_MODEL, rows):
-            self.model, self.version, self.request_id = to_text(row[7]), int(row[8]), to_text(row[9])
-            self.parent = int(row[10]) if row[10] else None
-        if found := list(filter(_ACTIVITY, rows)):
-            self._tensors(found, compress(offsets, map(_ACTIVITY, rows)))
+            self.model, self.version, self.request_id = to_text(row[5]), int(row[6]), to_text(row[7])
+            self.parent = int(row[8]) if row[8] else None
+        if found := list(filter(_BEFORE, rows)):
+            self._tensors(found, compress(offsets, map(_BEFORE, rows)))
 
     def _tensors(self, rows: Sequence[Row], offsets: Iterable[int]) -> None:
-        words = tuple(map(_WORDS, rows))
-        # Calls of one model look alike: what their words mean is worked out once.
-        known = _layout(words) if len(words) <= LAYOUT_TENSORS and not self.tensors else _parse(words, self._counts)
-        self._counts = known.counts
-        lengths = list(map(len, map(_WHOLE, rows)))
-        nbytes = list(known.nbytes)
-        for place, count, around in known.texts:
-            data = lengths[place] - around - len(rows[place][1]) - rows[place][0].endswith(b",")
-            nbytes[place] = text_bytes(count, data)
-        fields = zip(*known.columns, nbytes, known.iterations, repeat(self.path), offsets, lengths, strict=False)
-        self.tensors += map(tuple.__new__, repeat(Tensor), fields)  # Tensor(...) for each, at a third of its time
+        kinds, lengths = list(map(_kind, map(_BEFORE, rows), map(_AFTER, rows))), list(map(len, map(_WHOLE, rows)))
+        self.tensors.kinds += kinds
+        self.tensors.offsets += offsets
+        self.tensors.lengths += lengths
+        self.tensors.nbytes += [
+            kind.nbytes if kind.dtype != "BYTES" else _text_bytes(kind, row, length)
+            for kind, row, length in zip(kinds, rows, lengths, strict=True)
+        ]
 
     def take_single(self, record: Single) -> None:
         """Take a record in that was taken apart singly."""
@@ -444,50 +517,30 @@ class _Found:
             self.request_id, self.parent = record.header.get("request_id", ""), record.header.get("parent_id")
         if record.tensor:
             activity, name, dtype, dims, nbytes = record.tensor
-            side = SIDES.get(activity, "output")
-            self._counts = Counter(self._counts)
-            self._counts[side, name] += 1
-            place = self._counts[side, name], self.path, record.offset, record.length
-            self.tensors.append(Tensor(side, name, dtype, dims, nbytes, *place))
+            self.tensors.kinds.append(Kind((SIDES.get(activity, "output"), name), dtype, dims, prod(dims), nbytes, 0))
+            self.tensors.nbytes.append(nbytes)
+            self.tensors.offsets.append(record.offset)
+            self.tensors.lengths.append(record.length)
 
     def call(self, run: int) -> Call:
         return Call(
             run, self.id, self.parent, self.request_id, self.model, self.version,
-            b",".join(self.stamps), tuple(self.tensors), self.path, self.offset,
+            b",".join(self.stamps), self.tensors, self.path, self.offset,
         )  # fmt: skip
 
 
-class _Known(NamedTuple):
-    """What the words of some tensor records mean, column by column."""
-
-    columns: list[tuple]  # sides, names, dtypes, dims
-    nbytes: list[int]
-    iterations: list[int]
-    texts: list[
-        tuple[int, int, int]
-    ]  # where only the data tells the bytes: place, elements, length of all but data, id
-    counts: Counter[tuple[str, str]]  # how often each side and name came
+@lru_cache(maxsize=4096)
+def _kind(before: bytes, after: bytes) -> Kind:
+    """What the words before and after the data of a plain tensor mean."""
+    activity, name = before.split(b'","tensor":{"name":"', 1)
+    shape, dtype = after.split(b'","dtype":"')
+    words, dims, count, nbytes = parse_kind(dtype, shape)
+    around = WITHOUT_DATA + len(activity) + len(name) + len(shape) + len(dtype)
+    return Kind((SIDES.get(activity, "output"), to_text(name)), words, dims, count, nbytes, around)
 
 
-Words = tuple[bytes, bytes, bytes, bytes]
-
-
-@lru_cache(maxsize=256)
-def _layout(words: tuple[Words, ...]) -> _Known:
-    return _parse(words, _NONE_YET)
-
-
-def _parse(words: Iterable[Words], before: Counter[tuple[str, str]]) -> _Known:
-    counts, rows, texts = Counter(before), [], []
-    for place, (activity, name, shape, dtype) in enumerate(words):
-        side, text = SIDES.get(activity, "output"), to_text(name)
-        kind, dims, count, nbytes = parse_kind(dtype, shape)
-        counts[side, text] += 1
-        rows.append((side, text, kind, dims, nbytes, counts[side, text]))
-        if kind == "BYTES":
-            texts.append((place, count, WITHOUT_DATA + len(activity) + len(name) + len(shape) + len(dtype)))
-    *columns, sizes, iterations = zip(*rows, strict=True)
-    return _Known(columns, sizes, iterations, texts, counts)
+def _text_bytes(kind: Kind, row: Row, length: int) -> int:
+    return text_bytes(kind.elements, length - kind.around - len(row[1]) - row[0].endswith(b","))
 
 
 def _calls(path: str, problems: list[Problem]) -> Iterator[_Found]:

@@ -29,15 +29,15 @@ ONE_CHARACTER = ("BOOL", "INT8", "UINT8")  # Triton writes an (U)INT8 as the cha
 _PLAIN = re.compile(
     rb'(\{"id":(\d+),"(?:'
     rb'timestamps":\[\{("name":"[^"]*","ns":\d+(?:\}\]\},\{"id":\2,"timestamps":\[\{"name":"[^"]*","ns":\d+)*)\}\]'
-    rb'|activity":"([A-Z_]+)","tensor":\{"name":"([^"]*)",'
-    rb'"data":"(?:[^"]*|\\"[^"\\]*\\"(?:,\\"[^"\\]*\\")*)","shape":"([\d,]*)","dtype":"([A-Z0-9]+)"\}'
+    rb'|activity":"([A-Z_]+","tensor":\{"name":"[^"]*)",'
+    rb'"data":"(?:[^"]*|\\"[^"\\]*\\"(?:,\\"[^"\\]*\\")*)","shape":"([\d,]*","dtype":"[A-Z0-9]+)"\}'
     rb'|model_name":"([^"]*)","model_version":(-?\d+)(?:,"request_id":"([^"]*)")?(?:,"parent_id":(\d+))?'
     rb'(?=\},\{"id":\2,"timestamps")'  # what follows a header, unless a request id only looks like its end
     rb")\},?)"
 )
 STAMP = re.compile(r'"name":"([^"]*)","ns":([0-9]+)')
-Row = tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]
-"""Whole, id, times, activity, tensor, shape, dtype, model, version, request id, parent: empty where it has none.
+Row = tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes]
+"""Whole, id, times, tensor before and after its data, model, version, request id, parent: empty where it has none.
 
 Times of one call that follow each other are one row: `STAMP` finds them in it.
 """
@@ -183,9 +183,11 @@ def raw_data(path: str, offset: int, length: int) -> bytes:
     OSError
         The file cannot be read.
     """
-    with open(path, "rb") as file:
-        file.seek(offset)
-        record = file.read(length)
+    descriptor = os.open(path, os.O_RDONLY)  # a file object takes longer to make than a record to read
+    try:
+        record = os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
     head, tail = _TENSOR.match(record), record.rfind(_TAIL_START)
     if head and tail >= head.end():
         return record[head.end() : tail]

@@ -9,20 +9,70 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from operator import itemgetter
+from functools import cached_property
+from itertools import groupby, pairwise
+from operator import attrgetter, itemgetter
 from pathlib import Path
 
-from lab_utils.attribution import Place, wiring
-from lab_utils.contract import read_config
-from lab_utils.trace import Call, Request, Side, Tensor, raw
+from lab_utils.trace import Call, Request, Side, Tensor, Tensors, raw
 from lab_utils.trace_records import NOT_WRITTEN
 from lab_utils.verdict import FEWEST_MESSAGES, INTEGERS, VALUE, Track, most_alike
 
 COMPARED_BYTES = 16 << 20  # of data in the file; larger messages are not read again to compare them
 COMPARED_MESSAGES = 4
 
-Row = dict[tuple[Side, str], Tensor]  # what one node received and sent in one request
+Place = tuple[str, str]  # model and its own tensor name, as in `attribution`
+Part = tuple[Sequence[Tensors], Sequence[int]]  # of each of these calls, which all have the same kinds, those indices
+Row = dict[tuple[Side, str], Part]  # what one node received and sent in one request
+_CALLED = attrgetter("parent", "model")
+_KINDS = attrgetter("kinds")
+
+
+class Messages(Sequence[Tensor]):
+    """The messages of a line; a `Tensor` is made only where it is asked for, as most lines are only counted.
+
+    Attributes
+    ----------
+    parts : sequence of Part
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(calls) * len(indices) for calls, indices in self.parts)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (call[index] for calls, indices in self.parts for call in calls for index in indices)
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        return list(self)[index]
+
+    @property
+    def first(self) -> Part:
+        """The first message alone."""
+        calls, indices = self.parts[0]
+        return calls[:1], indices[:1]
+
+    @property
+    def are_text(self) -> bool:
+        """Whether any of them has dtype BYTES."""
+        return any("BYTES" in [calls[0].kinds[index].dtype for index in indices] for calls, indices in self.parts)
+
+    @property
+    def nbytes(self) -> tuple[int, ...]:
+        """Bytes of each."""
+        return tuple([call.nbytes[index] for calls, indices in self.parts for call in calls for index in indices])
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Elements of each."""
+        found: list[int] = []
+        for calls, indices in self.parts:
+            found += [calls[0].kinds[index].elements for index in indices] * len(calls)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -36,8 +86,8 @@ class Line:
     side : {"input", "output"}
     tensor : str
         The model's own name for it; "MODEL.TENSOR" for what a model that the node called answered.
-    messages : tuple of Tensor
-        In the order of the calls, and inside a call in the order of the responses.
+    messages : Messages
+        Each a Tensor; in the order of the calls, and inside a call in the order of the responses.
     returned : bool
         Whether a model that the node called answered it.
     """
@@ -45,20 +95,18 @@ class Line:
     node: str
     side: Side
     tensor: str
-    messages: tuple[Tensor, ...]
+    messages: Messages
     returned: bool = False
 
-    @property
+    @cached_property
     def unit(self) -> str:
         """What `sizes` counts."""
-        return "bytes" if any(message.dtype == "BYTES" for message in self.messages) else "elements"
+        return "bytes" if self.messages.are_text else "elements"
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Elements of each message, or bytes where it is text."""
-        if self.unit == "bytes":
-            return tuple(message.nbytes for message in self.messages)
-        return tuple(message.elements for message in self.messages)
+        return self.messages.nbytes if self.unit == "bytes" else self.messages.elements
 
 
 @dataclass(frozen=True)
@@ -137,21 +185,28 @@ def lines(request: Request) -> list[Line]:
     list of Line
         Those of one node stand together. Calls of which the trace does not tell the model are left out.
     """
-    found: dict[tuple, list[Tensor]] = defaultdict(list)
+    found: dict[tuple, list[Part]] = defaultdict(list)
     by_id = {call.id: call for call in request.calls}
-    for call in request.calls:
-        if not call.model:
-            continue
-        caller = by_id.get(call.parent)
-        for tensor in call.tensors:
-            if tensor.side == "backend input":
-                continue
-            found[call.parent, call.model, tensor.side, tensor.name, False].append(tensor)
-            if caller and caller.model and tensor.side == "output":
-                found[caller.parent, caller.model, "input", f"{call.model}.{tensor.name}", True].append(tensor)
+    for (parent, model), calls in groupby(request.calls, _CALLED):
+        for _, alike in groupby([call.tensors for call in calls if model], _KINDS):
+            _add_parts(found, parent, model, by_id.get(parent), list(alike))
     return [
-        Line(node, side, name, tuple(messages), returned) for (_, node, side, name, returned), messages in found.items()
+        Line(node, side, name, Messages(parts), returned) for (_, node, (side, name), returned), parts in found.items()
     ]
+
+
+def _add_parts(
+    found: dict[tuple, list[Part]], parent: int | None, model: str, caller: Call | None, alike: list[Tensors]
+) -> None:
+    places: dict[tuple[Side, str], list[int]] = defaultdict(list)
+    for index, kind in enumerate(alike[0].kinds):
+        places[kind.place].append(index)
+    for (side, name), indices in places.items():
+        if side == "backend input":
+            continue
+        found[parent, model, (side, name), False].append((alike, indices))
+        if caller and caller.model and side == "output":
+            found[caller.parent, caller.model, ("input", f"{model}.{name}"), True].append((alike, indices))
 
 
 def tracks(requests: Iterable[Request]) -> Iterator[Track]:
@@ -188,7 +243,7 @@ class _Singles:
         order = (request.run, request.calls[0].start_ns or 0, request.id)
         rows: dict[str, Row] = defaultdict(dict)
         for line in found:
-            rows[line.node][line.side, line.tensor] = line.messages[0]
+            rows[line.node][line.side, line.tensor] = line.messages.first
             if len(line.messages) > 1:
                 self._often.add(line.node)
                 self._found.pop(line.node, None)
@@ -205,7 +260,7 @@ class _Singles:
 
 def _over_requests(node: str, rows: Sequence[Row]) -> Iterator[Track]:
     """A track of each tensor, and of the values of single numbers where an output grows: a limit may explain it."""
-    found = [Line(node, side, name, tuple(row[side, name] for row in rows)) for side, name in rows[0]]
+    found = [Line(node, side, name, Messages([row[side, name] for row in rows])) for side, name in rows[0]]
     yield from (_track("", line) for line in found)
     if any(line.side == "output" and _grows_long_enough(line.sizes) for line in found):
         yield from (_value_track(line) for line in found if line.side == "input" and _is_number(line))
@@ -229,6 +284,8 @@ def _track(request: str, line: Line) -> Track:
 
 def _grows_long_enough(sizes: Sequence[int]) -> bool:
     """Whether any values need to be compared: a node is judged by at least four messages that grow."""
+    if len(set(sizes)) < FEWEST_MESSAGES:  # most lines: all of one size
+        return False
     run = 1
     for before, size in pairwise(sizes):
         run = run + 1 if size > before else 1
@@ -300,6 +357,9 @@ def pairs(request: Request, repository: str | Path | None = None, known: dict[st
         if not caller.model or caller.id not in children:
             continue
         if repository and caller.model not in known:
+            from lab_utils.attribution import wiring  # only here: configs take longer to import than a trace to read
+            from lab_utils.contract import read_config
+
             known[caller.model] = wiring(read_config(caller.model, repository), caller.model)
         new = _pairs_of(caller, children[caller.id], known.get(caller.model, {}))
         known.setdefault(caller.model, {}).update({(p.consumer, p.input): (p.producer, p.output) for p in new})

@@ -237,6 +237,8 @@ def _keeps_up(values: Sequence[int], growth: Growth) -> bool:
 
 def _runs(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """First and last position, from 0, of each run of strictly growing sizes that is long enough."""
+    if len(set(sizes)) < FEWEST_MESSAGES:  # most tracks: all of one size
+        return []
     edges = [0, *(i for i in range(1, len(sizes)) if sizes[i] <= sizes[i - 1]), len(sizes)]
     return [(first, stop - 1) for first, stop in pairwise(edges) if stop - first >= FEWEST_MESSAGES]
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import nbformat
-
 from lab_utils import arguments
 from lab_utils.files import write_whole
 
@@ -102,6 +100,8 @@ def edit_hash(name: str, text: str) -> str | None:
     """
     if not name.endswith(".ipynb"):
         return _hash(text)
+    import nbformat  # only where a notebook is read: it takes longer to import than all the rest of the lab
+
     try:
         cells = nbformat.reads(text, as_version=4).cells
     except Exception:  # nbformat raises half a dozen unrelated types on a broken file
@@ -114,6 +114,8 @@ def stripped(name: str, text: str) -> str:
     """Return a notebook's text without outputs, execution counts and widget state; a page's as it is."""
     if not name.endswith(".ipynb"):
         return text
+    import nbformat  # as above
+
     notebook = nbformat.reads(text, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:

@@ -3,6 +3,7 @@
 Only this thread touches a stream once it was handed over: the others put orders into a queue.
 """
 
+import time
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -10,7 +11,7 @@ from threading import Thread
 
 import triton_python_backend_utils as pb_utils
 
-LOOK_SECONDS = 0.01  # while no stream can move: how often each is asked whether its client is still there
+LOOK_SECONDS = 0.01  # how often each stream is asked whether its client is still there: the server's answer takes long
 
 
 class Engine:
@@ -24,6 +25,7 @@ class Engine:
         self.max_waiting = max_waiting
         self.gauge = gauge
         self.streams = []
+        self._looked = -LOOK_SECONDS
         self._orders = SimpleQueue()  # what other threads ask for, as functions for this thread to call
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
@@ -111,8 +113,17 @@ class Engine:
                 break
             self._attempt(stream, self._join)
         self._decode({one.sequence: one for one in self.streams if one.sequence and not one.tokens.ready})
+        look = self._time_to_look()
         for stream in list(self.streams):
-            self._attempt(stream, self._advance)
+            self._attempt(stream, partial(self._advance, look))
+
+    def _time_to_look(self):
+        """Whether to ask now which clients are still there."""
+        now = time.monotonic()
+        look = now - self._looked >= LOOK_SECONDS
+        if look:
+            self._looked = now
+        return look
 
     def _decode(self, lacking):
         try:
@@ -132,8 +143,8 @@ class Engine:
         prompt, stream.prompt = stream.prompt, None
         stream.sequence = self.batch.join(*prompt)
 
-    def _advance(self, stream):
-        if stream.cancelled or not stream.advance():
+    def _advance(self, look, stream):
+        if (look and stream.cancelled) or not stream.advance():
             self._end(stream)
 
     def _cut(self, stream):

@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 
+INT32 = np.dtype(np.int32)  # made once: to compare with the type itself would make it anew for each message
+
 
 class ContractError(ValueError):
     """A message breaks the contract; `rule` names the line of it that is broken."""
@@ -48,14 +50,14 @@ class StreamGuard:
             raise ContractError("end", f"the stream has {self.index} message(s), and none has the end mark (end)")
 
     def _tensor(self, ids):
-        if ids.dtype != np.int32:
+        if ids.dtype != INT32:
             return "dtype", f"TOKEN_IDS is {ids.dtype}; expected int32"
         if ids.ndim != 1:
             return "rank", f"TOKEN_IDS has dims {list(ids.shape)}; expected [1]"
         if len(ids) != 1:
             return "length", f"TOKEN_IDS holds {len(ids):,} ids; expected 1"
-        if not 0 <= ids[0] < self.vocabulary:
-            return "vocabulary", f"id {ids[0]} is not in the vocabulary (0 to {self.vocabulary - 1:,})"
+        if not 0 <= (one := int(ids[0])) < self.vocabulary:
+            return "vocabulary", f"id {one} is not in the vocabulary (0 to {self.vocabulary - 1:,})"
         return None
 
     def _place(self, index, stream_id):

@@ -35,12 +35,14 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Weights of one decoder layer: float32 arrays, the matrices laid out as (in, out)."""
+    """Weights of one decoder layer: float32 arrays, the matrices laid out as (in, out).
 
-    attention_norm: Array  # (hidden,)
+    What scales a vector before or behind a product is a part of the matrix: the weights of the normalisation before it,
+    and in `query_key_value` the factor of the attention scores. So a token takes fewer operations.
+    """
+
     query_key_value: Array  # (hidden, 3 * hidden)
     attention_out: Array  # (hidden, hidden)
-    mlp_norm: Array  # (hidden,)
     gate_up: Array  # (hidden, 2 * intermediate)
     down: Array  # (intermediate, hidden)
 
@@ -66,13 +68,13 @@ class Transformer:
     row_of : mapping
         Token id -> row.
     embedding : array, float32, (vocabulary, hidden)
-        The vector of each row; multiplied with the last state, also its logit.
+        The vector of each row.
+    unembedding : array, float32, (hidden, vocabulary)
+        The same, as the matrix that makes logits of the last state, with the last normalisation's weights in it.
     layers : tuple of Layer
         First to last.
-    norm : array, float32, (hidden,)
-        Weights of the last normalisation.
-    cos, sin : array, float32, (context, head_dim / 2)
-        Rotary position table.
+    rotation : array, float32, (context, head_dim, head_dim)
+        Rotary position table: the matrix that turns a query or a key of each position.
     mask : array, float32, (context, context)
         Added to attention scores: -inf for the positions that come later than the row's own, otherwise 0.
     """
@@ -85,10 +87,9 @@ class Transformer:
     ids: tuple[int, ...]
     row_of: Mapping[int, int]
     embedding: Array
+    unembedding: Array
     layers: tuple[Layer, ...]
-    norm: Array
-    cos: Array
-    sin: Array
+    rotation: Array
     mask: Array
 
     @classmethod
@@ -140,7 +141,7 @@ class Transformer:
 
     def new_cache(self) -> Cache:
         """Empty KV cache of one request: for each layer float32, (2, heads, context, head_dim), keys before values."""
-        shape = (2, self.heads, self.context, 2 * self.cos.shape[1])
+        shape = (2, self.heads, self.context, self.rotation.shape[-1])
         return tuple(self.xp.zeros(shape, dtype=self.xp.float32, device=self.device) for _ in self.layers)
 
     def forward(self, rows: Array, cache: Cache, start: int) -> Array:
@@ -169,12 +170,13 @@ class Transformer:
         if end > self.context:
             raise ValueError(f"positions {start} to {end - 1}: the context ends at position {self.context - 1}")
         x = self.xp.take(self.embedding, rows, axis=0)
+        attention = self._attention
+        if rows.shape[0] == 1:  # as in most calls: a vector takes fewer operations than a matrix of one row
+            x, attention = x[0, :], self._attention_of_one
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = x + self._attention(layer, self._normalise(x, layer.attention_norm), layer_cache, start)
-            x = x + self._mlp(layer, self._normalise(x, layer.mlp_norm))
-        logits = self._normalise(x[-1, :], self.norm) @ self.embedding.T
-        logits[UNKNOWN_ROW] = -self.xp.inf
-        return logits
+            x = x + attention(layer, x, layer_cache, start)
+            x = x + self._mlp(layer, x)
+        return self._logits(x if x.ndim == 1 else x[-1, :])
 
     def step(self, rows: Array, positions: Sequence[int], caches: Sequence[Cache]) -> Array:
         """Run one token of each of several sequences through the model, and return the logits after each.
@@ -202,12 +204,9 @@ class Transformer:
             raise ValueError(f"positions {list(positions)}: the context ends at position {self.context - 1}")
         x = self.xp.take(self.embedding, rows, axis=0)
         for number, layer in enumerate(self.layers):
-            layer_caches = [cache[number] for cache in caches]
-            x = x + self._attention_step(layer, self._normalise(x, layer.attention_norm), layer_caches, positions)
-            x = x + self._mlp(layer, self._normalise(x, layer.mlp_norm))
-        logits = self._normalise(x, self.norm) @ self.embedding.T
-        logits[:, UNKNOWN_ROW] = -self.xp.inf
-        return logits
+            x = x + self._attention_step(layer, x, [cache[number] for cache in caches], positions)
+            x = x + self._mlp(layer, x)
+        return self._logits(x)
 
     def prompt_rows(self, prompt_ids: Sequence[int]) -> Array:
         """Rows of the start token and a prompt, int64, (1 + len(prompt_ids),).
@@ -265,57 +264,65 @@ class Transformer:
         """The rows as an array on the model's device, int64, (len(rows),)."""
         return self.xp.asarray(rows, dtype=self.xp.int64, device=self.device)
 
-    def _normalise(self, x: Array, weight: Array) -> Array:
-        """Scale each vector to a root mean square of 1, then by the weight."""
-        mean_square = self.xp.sum(x * x, axis=-1, keepdims=True) / x.shape[-1]  # NumPy's own mean takes twice as long
-        return x / self.xp.sqrt(mean_square + self.eps) * weight
+    def _normalise(self, x: Array) -> Array:
+        """Scale each vector to a length of 1; to a root mean square of 1, with what `_joined` does to the matrices."""
+        squares = x @ x if x.ndim == 1 else self.xp.sum(x * x, axis=-1, keepdims=True)
+        return x / self.xp.sqrt(squares + self.eps * x.shape[-1])
+
+    def _project(self, layer: Layer, x: Array, rotation: Array) -> tuple[Array, Array, Array]:
+        """Queries and keys, turned to their positions, and values: each (..., heads, head_dim)."""
+        qkv = self.xp.reshape(self._normalise(x) @ layer.query_key_value, (*x.shape[:-1], 3 * self.heads, -1))
+        turned = qkv[..., : 2 * self.heads, :] @ rotation
+        return turned[..., : self.heads, :], turned[..., self.heads :, :], qkv[..., 2 * self.heads :, :]
 
     def _attention(self, layer: Layer, x: Array, cache: Array, start: int) -> Array:
-        xp, n = self.xp, x.shape[0]
-        end = start + n
-        split = xp.reshape(x @ layer.query_key_value, (n, 3, self.heads, -1))
-        qkv = xp.permute_dims(split, (1, 2, 0, 3))  # (3, heads, n, head_dim)
-        queries_keys = self._rotate(qkv[:2, ...], self.cos[start:end, :], self.sin[start:end, :])
-        cache[0, :, start:end, :] = queries_keys[1, ...]
-        cache[1, :, start:end, :] = qkv[2, ...]
-        keys, values = cache[0, :, :end, :], cache[1, :, :end, :]
-        mixed = self._attend(queries_keys[0, ...], keys, values, self.mask[start:end, :end])  # (heads, n, head_dim)
-        return xp.reshape(xp.permute_dims(mixed, (1, 0, 2)), (n, -1)) @ layer.attention_out
+        xp, end = self.xp, start + x.shape[0]
+        projected = self._project(layer, x, self.rotation[start:end, :, :])
+        queries, keys, values = (xp.permute_dims(one, (1, 0, 2)) for one in projected)  # (heads, n, head_dim)
+        cache[0, :, start:end, :] = keys
+        cache[1, :, start:end, :] = values
+        mixed = self._attend(queries, cache[0, :, :end, :], cache[1, :, :end, :], self.mask[start:end, :end])
+        return xp.reshape(xp.permute_dims(mixed, (1, 0, 2)), x.shape) @ layer.attention_out
+
+    def _attention_of_one(self, layer: Layer, x: Array, cache: Array, position: int) -> Array:
+        end = position + 1
+        queries, keys, values = self._project(layer, x, self.rotation[position, :, :])
+        cache[0, :, position, :] = keys
+        cache[1, :, position, :] = values
+        mixed = self._attend(queries[:, None, :], cache[0, :, :end, :], cache[1, :, :end, :])  # (heads, 1, head_dim)
+        return self.xp.reshape(mixed, x.shape) @ layer.attention_out
 
     def _attention_step(self, layer: Layer, x: Array, caches: list[Array], positions: Sequence[int]) -> Array:
-        xp, batch, end = self.xp, x.shape[0], max(positions) + 1
+        xp, end = self.xp, max(positions) + 1
         at = self.place_rows(list(positions))
-        qkv = xp.reshape(x @ layer.query_key_value, (batch, 3, self.heads, -1))
-        cos, sin = (xp.take(table, at, axis=0)[:, None, None, :] for table in (self.cos, self.sin))
-        queries_keys = self._rotate(qkv[:, :2, ...], cos, sin)
-        new = xp.stack([queries_keys[:, 1, ...], qkv[:, 2, ...]], axis=1)  # (batch, 2, heads, head_dim)
+        queries, keys, values = self._project(layer, x, xp.take(self.rotation, at, axis=0))
+        new = xp.stack([keys, values], axis=1)  # (batch, 2, heads, head_dim)
         for one, cache in enumerate(caches):
             cache[:, :, positions[one], :] = new[one, ...]
         held = xp.stack([cache[:, :, :end, :] for cache in caches], axis=1)  # (2, batch, heads, end, head_dim)
         mask = xp.take(self.mask[:, :end], at, axis=0)[:, None, None, :]
-        mixed = self._attend(queries_keys[:, 0, :, None, :], held[0, ...], held[1, ...], mask)
-        return xp.reshape(mixed, (batch, -1)) @ layer.attention_out
+        mixed = self._attend(queries[:, :, None, :], held[0, ...], held[1, ...], mask)
+        return xp.reshape(mixed, x.shape) @ layer.attention_out
 
-    def _attend(self, queries: Array, keys: Array, values: Array, mask: Array) -> Array:
+    def _attend(self, queries: Array, keys: Array, values: Array, mask: Array | None = None) -> Array:
         """Mix values by how well their keys fit the queries; the last two axes are positions and head_dim."""
-        scores = queries @ self.xp.matrix_transpose(keys) * keys.shape[-1] ** -0.5
-        return self._softmax(scores + mask) @ values
-
-    def _rotate(self, x: Array, cos: Array, sin: Array) -> Array:
-        """Turn each pair of numbers by its position's angle (rotary embedding)."""
-        half = x.shape[-1] // 2
-        a, b = x[..., :half], x[..., half:]
-        return self.xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-    def _softmax(self, scores: Array) -> Array:
-        weights = self.xp.exp(scores - self.xp.max(scores, axis=-1, keepdims=True))
-        return weights / self.xp.sum(weights, axis=-1, keepdims=True)
+        xp = self.xp
+        scores = queries @ xp.matrix_transpose(keys)
+        if mask is not None:
+            scores = scores + mask
+        weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+        return weights @ values / xp.sum(weights, axis=-1, keepdims=True)
 
     def _mlp(self, layer: Layer, x: Array) -> Array:
-        inner = x @ layer.gate_up
+        inner = self._normalise(x) @ layer.gate_up
         width = layer.down.shape[0]
-        gate, up = inner[:, :width], inner[:, width:]
+        gate, up = inner[..., :width], inner[..., width:]
         return gate / (1 + self.xp.exp(-gate)) * up @ layer.down
+
+    def _logits(self, x: Array) -> Array:
+        logits = self._normalise(x) @ self.unembedding
+        logits[..., UNKNOWN_ROW] = -self.xp.inf
+        return logits
 
 
 def _namespace(device: str) -> ModuleType:
@@ -373,8 +380,8 @@ def _build(
     def place(array: numpy.ndarray) -> Array:
         return xp.asarray(numpy.asarray(array, dtype=numpy.float32, order="C"), device=device)
 
+    embedding = tensors["model.embed_tokens.weight"]
     ids = tuple(tensors["ids"].tolist())
-    cos, sin = _rotary_table(config)
     return Transformer(
         xp=xp,
         device=device,
@@ -383,33 +390,46 @@ def _build(
         eos=config["eos_token_id"],
         ids=ids,
         row_of={token: row for row, token in enumerate(ids) if row != UNKNOWN_ROW},
-        embedding=place(tensors["model.embed_tokens.weight"]),
-        layers=tuple(_layer(tensors, i, place) for i in range(config["num_hidden_layers"])),
-        norm=place(tensors["model.norm.weight"]),
-        cos=place(cos),
-        sin=place(sin),
+        embedding=place(embedding),
+        unembedding=place(_joined([embedding], tensors["model.norm.weight"])),
+        layers=tuple(_layer(config, tensors, i, place) for i in range(config["num_hidden_layers"])),
+        rotation=place(_rotation(config)),
         mask=place(numpy.triu(numpy.full((CONTEXT, CONTEXT), -numpy.inf), k=1)),
     )
 
 
-def _layer(tensors: Mapping[str, numpy.ndarray], index: int, place: Callable[[numpy.ndarray], Array]) -> Layer:
-    """One layer's weights. Matrices that share an input are joined, so that one product does for all."""
+def _layer(
+    config: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray], index: int, place: Callable[[numpy.ndarray], Array]
+) -> Layer:
+    def weight(name: str) -> numpy.ndarray:
+        return tensors[f"model.layers.{index}.{name}.weight"].astype(numpy.float64)
 
-    def joined(*names: str) -> Array:
-        return place(numpy.concatenate([tensors[f"model.layers.{index}.{name}.weight"] for name in names]).T)
-
+    queries = weight("self_attn.q_proj") * (config["hidden_size"] // config["num_attention_heads"]) ** -0.5
+    keys, values = weight("self_attn.k_proj"), weight("self_attn.v_proj")
+    gate, up = weight("mlp.gate_proj"), weight("mlp.up_proj")
     return Layer(
-        attention_norm=joined("input_layernorm"),
-        query_key_value=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        attention_out=joined("self_attn.o_proj"),
-        mlp_norm=joined("post_attention_layernorm"),
-        gate_up=joined("mlp.gate_proj", "mlp.up_proj"),
-        down=joined("mlp.down_proj"),
+        query_key_value=place(_joined([queries, keys, values], weight("input_layernorm"))),
+        attention_out=place(weight("self_attn.o_proj").T),
+        gate_up=place(_joined([gate, up], weight("post_attention_layernorm"))),
+        down=place(weight("mlp.down_proj").T),
     )
 
 
-def _rotary_table(config: Mapping[str, Any]) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Cosine and sine of every position's angles, each (context, head_dim / 2)."""
+def _joined(matrices: Sequence[numpy.ndarray], norm: numpy.ndarray) -> numpy.ndarray:
+    """Matrices that share an input as one, (in, out), for vectors that are normalised to a length of 1.
+
+    One product does for all of them. The root mean square of such a vector is the square root of its size, inverted.
+    """
+    scale = norm.astype(numpy.float64) * norm.size**0.5
+    return numpy.concatenate(matrices).T * scale[:, None]
+
+
+def _rotation(config: Mapping[str, Any]) -> numpy.ndarray:
+    """For every position the matrix that turns a row vector, (context, head_dim, head_dim).
+
+    It turns each pair of numbers, one of the first half of the vector and one of the second, by an angle of its own.
+    """
     half = config["hidden_size"] // config["num_attention_heads"] // 2
     angles = numpy.outer(numpy.arange(CONTEXT), config["rope_theta"] ** (-numpy.arange(half) / half))
-    return numpy.cos(angles), numpy.sin(angles)
+    cos, sin = (numpy.eye(half) * table[:, :, None] for table in (numpy.cos(angles), numpy.sin(angles)))
+    return numpy.block([[cos, sin], [-sin, cos]])

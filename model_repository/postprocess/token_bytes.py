@@ -29,15 +29,15 @@ class TokenBytes:
 
     def check(self, ids):
         """Raise a ValueError for the first id that is not in the vocabulary."""
-        outside = np.flatnonzero((ids < 0) | (ids >= len(self)))
-        if len(outside):
-            at = outside[0]
+        if len(ids) and not 0 <= min(ids) <= max(ids) < len(self):
+            at = next(place for place, token_id in enumerate(ids) if not 0 <= token_id < len(self))
             raise ValueError(f"token id {ids[at]} at position {at} is not in the vocabulary (0 to {len(self) - 1:,})")
 
     def join(self, ids):
         """The bytes of the ids, one after the other. An id outside the vocabulary is a ValueError."""
-        self.check(ids)
-        return b"".join([self[token_id] for token_id in ids])
+        token_ids = ids.tolist()  # plain numbers: one message holds one id, and an array's own functions take longer
+        self.check(token_ids)
+        return b"".join([self[token_id] for token_id in token_ids])
 
     def decodes_cleanly(self, ids):
         """Whether the ids are whole characters: no U+FFFD would be in their text. Stops at the first invalid byte."""

@@ -44,7 +44,7 @@ def worst(logits: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_everything_is_on_the_gpu(model):
-    arrays = [model.embedding, model.norm, model.cos, model.sin, model.mask, *model.new_cache(), model.rows([8908])]
+    arrays = [model.embedding, model.unembedding, model.rotation, model.mask, *model.new_cache(), model.rows([8908])]
     arrays += [array for layer in model.layers for array in vars(layer).values()]
     assert {str(array.device) for array in arrays} == {"cuda:0"}
     assert str(model.forward(model.rows([model.eos, 8908]), model.new_cache(), 0).device) == "cuda:0"

@@ -204,6 +204,12 @@ def test_a_leftover_folder_is_removed_after_a_day_but_not_that_of_a_running_serv
         running.check()
 
 
+def test_a_model_in_the_working_directory_is_not_taken_for_the_one_asked_for(monkeypatch):
+    """The stub imports "1.model", and looks for it in its working directory first."""
+    monkeypatch.chdir(MODEL_REPOSITORY / "inference")
+    start_server(["postprocess"]).stop()
+
+
 @pytest.mark.parametrize("name", ["Ada Lovelace", "R&D (new); $HOME 'x'"])
 def test_a_path_that_a_shell_would_break_does_not_keep_the_server_from_starting(name, tmp_path, monkeypatch):
     """Triton starts a stub by a shell, without quoting: neither the home folder nor the checkout may disturb it."""

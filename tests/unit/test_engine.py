@@ -205,6 +205,19 @@ def test_a_cancellation_is_seen_in_the_next_iteration(still):
     assert len(still.engine.batch.sequences) == 1
 
 
+def test_the_server_is_asked_for_cancellations_only_so_often(still, engine_module, monkeypatch):
+    request = text(95)
+    asked = []
+    monkeypatch.setattr(request.sender, "is_cancelled", lambda: bool(asked.append(1)))
+    monkeypatch.setattr(engine_module, "LOOK_SECONDS", 3600)
+    still.execute([request])
+    turns(still, 20)
+    assert len(asked) <= 1
+    still.engine._looked -= 3600
+    turns(still, 20)
+    assert 1 <= len(asked) <= 2
+
+
 def test_a_stream_that_waits_for_a_place_or_a_grant_can_be_cancelled(still):
     running, waiting, stalled = [text(8), text(8)], text(8), windowed(1)
     still.execute([*running, waiting, stalled])
@@ -536,7 +549,8 @@ def test_a_stopped_engine_leaves_no_thread_and_no_stream_open(rung):
     sys.modules["triton_python_backend_utils"].started.remove(node)
 
 
-def test_the_engines_cancelled_crowd_leaves_nothing(node):
+def test_the_engines_cancelled_crowd_leaves_nothing(node, engine_module, monkeypatch):
+    monkeypatch.setattr(engine_module, "LOOK_SECONDS", 0)
     requests = [text(95, cancelled_after=n % 7) for n in range(40)]
     assert [len(each) for each in serve(node, *requests)] == [n % 7 for n in range(40)]
     until(lambda: node.engine.streams == node.engine.batch.sequences == [])

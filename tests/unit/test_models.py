@@ -484,8 +484,15 @@ def test_a_prompt_that_the_model_has_nothing_to_say_to_still_gets_a_message(infe
     assert errors(sent) == [""]
 
 
-def test_a_cancelled_stream_ends_without_more_messages(inference):
-    (sent,) = serve(inference, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8], cancelled_after=3))
+@pytest.fixture
+def always_looking(inference, monkeypatch):
+    """Rung 4, asking at every iteration whether the client is still there."""
+    monkeypatch.setattr(sys.modules["engine"], "LOOK_SECONDS", 0)
+    return inference
+
+
+def test_a_cancelled_stream_ends_without_more_messages(always_looking):
+    (sent,) = serve(always_looking, Request(PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8], cancelled_after=3))
     assert len(sent) == 3
 
 
@@ -567,8 +574,9 @@ def test_the_guard_has_nothing_against_a_stream_without_ids(inference, monkeypat
     assert errors(sent) == [""]
 
 
-def test_a_cancelled_stream_is_not_asked_for_its_end_mark(inference):
-    (sent,) = serve(inference, Request('{"guard": true}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8], cancelled_after=3))
+def test_a_cancelled_stream_is_not_asked_for_its_end_mark(always_looking):
+    request = Request('{"guard": true}', PROMPT_IDS=PROMPT_IDS, MAX_TOKENS=[8], cancelled_after=3)
+    (sent,) = serve(always_looking, request)
     assert errors(sent) == [""] * 3
 
 
@@ -933,7 +941,7 @@ def test_nothing_is_held_for_a_stream_that_ended_with_an_error(post):
 @pytest.mark.parametrize("model", PARALLEL)
 def test_the_parallel_ones_say_which_message_they_answer(postprocess, model):
     request = message([64])
-    request.inputs["INDEX"] = np.array([7], dtype=np.int32)
+    request.arrays["INDEX"] = np.array([7], dtype=np.int32)
     (response,) = initialised(postprocess, model).execute([request])
     assert sorted(response.outputs) == sorted(tensor.name for tensor in read_config(model).output)
     assert response.outputs["RECEIVED_INDEX"].tolist() == [7]

@@ -68,12 +68,15 @@ class Request:
         wanted: Iterable[str] = OUTPUTS,
         **inputs: object,
     ):
-        self.inputs = {name: as_array(value) for name, value in inputs.items()}
+        self.arrays = {name: as_array(value) for name, value in inputs.items()}
         self._parameters, self._wanted, self.sender = parameters, list(wanted), Sender(cancelled_after)
 
     def again(self) -> "Request":
         """The same request, not yet answered."""
-        return Request(self._parameters, wanted=self._wanted, **self.inputs)
+        return Request(self._parameters, wanted=self._wanted, **self.arrays)
+
+    def inputs(self) -> list[Tensor]:
+        return [Tensor(name, values) for name, values in self.arrays.items()]
 
     def requested_output_names(self) -> list[str]:
         return self._wanted
@@ -95,7 +98,7 @@ def as_array(value: object) -> np.ndarray:
 
 
 def input_tensor(request: Request, name: str) -> Tensor | None:
-    return Tensor(name, request.inputs[name]) if name in request.inputs else None
+    return Tensor(name, request.arrays[name]) if name in request.arrays else None
 
 
 class MetricFamily:

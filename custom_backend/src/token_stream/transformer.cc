@@ -15,10 +15,22 @@ namespace {
 constexpr int kUnknownRow = 0;
 constexpr size_t kMostLayers = 1000;  // a number of a broken file must not use up the memory
 
-size_t padded(size_t columns) { return (columns + kTile - 1) / kTile * kTile; }
+size_t padded(size_t columns, size_t tile) { return (columns + tile - 1) / tile * tile; }
+
+// As std::max_element, but of several at once.
+float largest(const float* from, size_t count) {
+  float most[kNarrow];
+  std::fill_n(most, kNarrow, -std::numeric_limits<float>::infinity());
+  size_t at = 0;
+  for (; at + kNarrow <= count; at += kNarrow) {
+    for (size_t lane = 0; lane < kNarrow; ++lane) most[lane] = std::max(most[lane], from[at + lane]);
+  }
+  for (; at < count; ++at) most[0] = std::max(most[0], from[at]);
+  return *std::max_element(most, most + kNarrow);
+}
 
 // A matrix as PyTorch stores it, (out, in), into columns `from`, from + 1, ... of one that is (in, width).
-void transpose_into(const std::vector<float>& matrix, size_t in, size_t from, size_t width, std::vector<float>& to) {
+void transpose_into(const std::vector<float>& matrix, size_t in, size_t from, size_t width, Matrix& to) {
   const size_t out = matrix.size() / in;
   for (size_t o = 0; o < out; ++o) {
     for (size_t i = 0; i < in; ++i) to[i * width + from + o] = matrix[o * in + i];
@@ -26,11 +38,11 @@ void transpose_into(const std::vector<float>& matrix, size_t in, size_t from, si
 }
 
 // Matrices that read the same input, side by side as one, so that one product does for all.
-std::vector<float> joined(const std::vector<std::vector<float>>& matrices, size_t in) {
+Matrix joined(const std::vector<std::vector<float>>& matrices, size_t in) {
   size_t out = 0;
   for (const auto& matrix : matrices) out += matrix.size() / in;
-  const size_t width = padded(out);
-  std::vector<float> to(in * width);
+  const size_t width = padded(out, kTile);
+  Matrix to(in * width);
   size_t from = 0;
   for (const auto& matrix : matrices) {
     transpose_into(matrix, in, from, width, to);
@@ -60,7 +72,7 @@ Transformer::Transformer(const std::string& path) {
   for (size_t row = 1; row < ids_.size(); ++row) row_of_[ids_[row]] = static_cast<int>(row);
   embedding_ = file.floats("model.embed_tokens.weight", {ids_.size(), hidden_});
   unembedding_ = joined({embedding_}, hidden_);
-  padded_ = padded(ids_.size());
+  padded_ = padded(ids_.size(), kTile);
   norm_ = file.floats("model.norm.weight", {hidden_});
   for (size_t number = 0; number < layers_.size(); ++number) load_layer(file, number);
   scores_.resize(kContext);
@@ -74,7 +86,7 @@ void Transformer::read_config(const Json& config) {
   const size_t eos = config.at("eos_token_id").size();
   const size_t layers = config.at("num_hidden_layers").size();
   const bool present = hidden_ > 0 && inner_ > 0 && heads_ > 0 && layers > 0 && layers <= kMostLayers && ids_.size() > 1;
-  if (!present || hidden_ % (2 * heads_) != 0 || hidden_ % kTile != 0 || 2 * inner_ % kTile != 0 ||
+  if (!present || hidden_ % (kNarrow * heads_) != 0 || hidden_ % kTile != 0 || 2 * inner_ % kTile != 0 ||
       eos > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
     throw std::invalid_argument("the sizes in its configuration do not fit each other");
   }
@@ -130,8 +142,8 @@ std::vector<int> Transformer::prompt_rows(const Ids& prompt) const {
 }
 
 Cache Transformer::new_cache() const {
-  const std::vector<float> empty(hidden_ * kContext);
-  return {std::vector<std::vector<float>>(layers_.size(), empty), std::vector<std::vector<float>>(layers_.size(), empty)};
+  const std::vector<Matrix> empty(layers_.size(), Matrix(hidden_ * kContext));
+  return {empty, empty};
 }
 
 std::vector<int> Transformer::read(const std::vector<Slot>& slots) {
@@ -166,14 +178,14 @@ void Transformer::attention(const Layer& layer, size_t number, const std::vector
   const size_t count = slots.size();
   normalise(x_, layer.attention_norm, count);
   wide_.resize(count * 3 * hidden_);
-  multiply(normed_.data(), count, hidden_, layer.query_key_value.data(), 3 * hidden_, wide_.data());
+  multiply(normed_.data(), count, hidden_, layer.query_key_value.data(), 3 * hidden_, 3 * hidden_, wide_.data());
   mixed_.resize(count * hidden_);
   for (size_t at = 0; at < count; ++at) {
     float* qkv = &wide_[at * 3 * hidden_];
     store(qkv, slots[at], number);
     attend(qkv, slots[at], number, &mixed_[at * hidden_]);
   }
-  multiply(mixed_.data(), count, hidden_, layer.attention_out.data(), hidden_, normed_.data());
+  multiply(mixed_.data(), count, hidden_, layer.attention_out.data(), hidden_, hidden_, normed_.data());
   for (size_t i = 0; i < count * hidden_; ++i) x_[i] += normed_[i];
 }
 
@@ -196,25 +208,19 @@ void Transformer::store(float* qkv, const Slot& slot, size_t number) const {
 }
 
 // Mix the values of all positions so far by how well their keys fit the query; `out` is (heads, head_dim).
-void Transformer::attend(const float* query, const Slot& slot, size_t number, float* out) {
+void Transformer::attend(float* query, const Slot& slot, size_t number, float* out) {
   const size_t end = static_cast<size_t>(slot.position) + 1;
   const float scale = 1 / std::sqrt(static_cast<float>(head_));
+  for (size_t i = 0; i < hidden_; ++i) query[i] *= scale;
   for (size_t head = 0; head < heads_; ++head) {
-    std::fill_n(scores_.begin(), end, 0.0F);
-    for (size_t i = head * head_; i < (head + 1) * head_; ++i) {
-      const float factor = query[i] * scale;
-      const float* key = &slot.cache->keys[number][i * kContext];
-      for (size_t t = 0; t < end; ++t) scores_[t] += factor * key[t];
-    }
-    const float most = *std::max_element(scores_.begin(), scores_.begin() + static_cast<std::ptrdiff_t>(end));
+    const float* keys = &slot.cache->keys[number][head * head_ * kContext];
+    multiply(query + head * head_, 1, head_, keys, kContext, padded(end, kNarrow), scores_.data());
+    const float most = largest(scores_.data(), end);
     float total = 0;
     for (size_t t = 0; t < end; ++t) total += scores_[t] = std::exp(scores_[t] - most);
     float* mixed = out + head * head_;
-    std::fill_n(mixed, head_, 0.0F);
-    const float* value = &slot.cache->values[number][head * kContext * head_];
-    for (size_t t = 0; t < end; ++t, value += head_) {
-      for (size_t i = 0; i < head_; ++i) mixed[i] += scores_[t] * value[i];
-    }
+    const float* values = &slot.cache->values[number][head * kContext * head_];
+    multiply(scores_.data(), 1, end, values, head_, head_, mixed);
     for (size_t i = 0; i < head_; ++i) mixed[i] /= total;
   }
 }
@@ -222,13 +228,13 @@ void Transformer::attend(const float* query, const Slot& slot, size_t number, fl
 void Transformer::mlp(const Layer& layer, size_t count) {
   normalise(x_, layer.mlp_norm, count);
   wide_.resize(count * 2 * inner_);
-  multiply(normed_.data(), count, hidden_, layer.gate_up.data(), 2 * inner_, wide_.data());
+  multiply(normed_.data(), count, hidden_, layer.gate_up.data(), 2 * inner_, 2 * inner_, wide_.data());
   mixed_.resize(count * inner_);
   for (size_t at = 0; at < count; ++at) {
     const float *gate = &wide_[at * 2 * inner_], *up = gate + inner_;
     for (size_t i = 0; i < inner_; ++i) mixed_[at * inner_ + i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
   }
-  multiply(mixed_.data(), count, inner_, layer.down.data(), hidden_, normed_.data());
+  multiply(mixed_.data(), count, inner_, layer.down.data(), hidden_, hidden_, normed_.data());
   for (size_t i = 0; i < count * hidden_; ++i) x_[i] += normed_[i];
 }
 
@@ -239,12 +245,12 @@ std::vector<int> Transformer::choose(const std::vector<Slot>& slots) {
   }
   normalise(x_, norm_, wanted);
   logits_.resize(wanted * padded_);
-  multiply(normed_.data(), wanted, hidden_, unembedding_.data(), padded_, logits_.data());
+  multiply(normed_.data(), wanted, hidden_, unembedding_.data(), padded_, padded_, logits_.data());
   std::vector<int> chosen;
   for (size_t which = 0; which < wanted; ++which) {
     float* row = &logits_[which * padded_];
     row[kUnknownRow] = -std::numeric_limits<float>::infinity();  // "unknown" is no token to say
-    chosen.push_back(static_cast<int>(std::max_element(row, row + ids_.size()) - row));
+    chosen.push_back(static_cast<int>(std::find(row, row + ids_.size(), largest(row, ids_.size())) - row));
   }
   return chosen;
 }

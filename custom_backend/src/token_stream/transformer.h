@@ -1,5 +1,5 @@
 // The tiny language model: a Llama-style decoder with a KV cache, greedy and deterministic. The same weights file, and
-// the same arithmetic in the same order, as model_repository/inference/transformer.py.
+// the same arithmetic up to rounding, as model_repository/inference/transformer.py.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "token_bytes.h"
+#include "token_stream/matrix.h"
 
 namespace token_stream {
 
@@ -16,7 +17,7 @@ constexpr int kContext = 256;  // longest sequence in tokens: start token, promp
 // Keys and values of one sequence. This state must grow: each token adds its own, and reads all that came before.
 struct Cache {
   // Of each layer: keys (heads, head_dim, context), values (heads, context, head_dim).
-  std::vector<std::vector<float>> keys, values;
+  std::vector<Matrix> keys, values;
 
   size_t bytes() const;
 };
@@ -53,7 +54,8 @@ class Transformer {
 
  private:
   struct Layer {
-    std::vector<float> attention_norm, query_key_value, attention_out, mlp_norm, gate_up, down;
+    std::vector<float> attention_norm, mlp_norm;
+    Matrix query_key_value, attention_out, gate_up, down;
   };
 
   void read_config(const class Json& config);
@@ -61,7 +63,7 @@ class Transformer {
   void make_rotary_table(double theta);
   void embed(const std::vector<Slot>& slots);
   void attention(const Layer& layer, size_t number, const std::vector<Slot>& slots);
-  void attend(const float* query, const Slot& slot, size_t number, float* out);
+  void attend(float* query, const Slot& slot, size_t number, float* out);
   void store(float* qkv, const Slot& slot, size_t number) const;
   void mlp(const Layer& layer, size_t count);
   void normalise(const std::vector<float>& from, const std::vector<float>& weight, size_t count);
@@ -72,7 +74,8 @@ class Transformer {
   int32_t eos_;
   Ids ids_;  // row -> id; row 0 stands for every id that the model does not know
   std::unordered_map<int32_t, int> row_of_;
-  std::vector<float> embedding_, unembedding_, norm_, cos_, sin_;
+  std::vector<float> embedding_, norm_, cos_, sin_;
+  Matrix unembedding_;
   std::vector<Layer> layers_;
   std::vector<float> x_, normed_, wide_, mixed_, scores_, logits_;  // of the newest read; kept to spare allocations
 };

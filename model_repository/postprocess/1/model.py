@@ -18,16 +18,14 @@ class TritonPythonModel(DecodingModel):
 
     def respond(self, request):
         """Text, ids and dims of one message. With the request parameter "dims_only", the dims alone."""
-        ids, stream_id, end = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("TOKEN_IDS", "STREAM_ID", "END")
-        )
-        stream, last = int(stream_id[0]), bool(end[0])
-        index = pb_utils.get_input_tensor_by_name(request, "INDEX")  # only some variants of this node take it
-        further = {} if index is None else {"RECEIVED_INDEX": index.as_numpy()}
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        ids, stream, last = inputs["TOKEN_IDS"], int(inputs["STREAM_ID"][0]), bool(inputs["END"][0])
+        index = inputs.get("INDEX")  # only some variants of this node take it
+        further = {} if index is None else {"RECEIVED_INDEX": index}
         dims = np.array(ids.shape, dtype=np.int64)
         options = json.loads(request.parameters() or "{}")
         if options.get("log", False):
-            number = None if index is None else int(index.as_numpy()[0])
+            number = None if index is None else int(index[0])
             log_message(self.name, request.request_id(), stream, number, dims.tolist(), last)
         if options.get("dims_only", False):
             return response("", ids[:0], dims, **further)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).parents[1]))  # what this node shares with others lies in the model's folder
 
@@ -27,16 +26,14 @@ class TritonPythonModel(DecodingModel):
 
     def respond(self, request):
         """Text, ids and dims of one message; no text and no ids once the contract is broken."""
-        ids, index, stream_id, end, checksum = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-            for name in ("TOKEN_IDS", "INDEX", "STREAM_ID", "END", "CHECKSUM")
-        )
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        ids, index, checksum = inputs["TOKEN_IDS"], int(inputs["INDEX"][0]), int(inputs["CHECKSUM"][0])
+        stream, last = int(inputs["STREAM_ID"][0]), bool(inputs["END"][0])
         dims = np.array(ids.shape, dtype=np.int64)
-        stream, last = int(stream_id[0]), bool(end[0])
         guard, decoder = self.streams.take(stream, last)
         try:
-            if index[0] != 0 or len(ids):  # neither: inference has nothing to say, or failed and says so in ERROR
-                guard.check(ids, int(index[0]), stream, last, int(checksum[0]))
+            if index or len(ids):  # neither: inference has nothing to say, or failed and says so in ERROR
+                guard.check(ids, index, stream, last, checksum)
         except ValueError as error:
             return response("", NO_IDS, dims, STATUS=string(str(error)))
         return response(decoder.decode(self.token_bytes.join(ids), final=last), ids, dims, STATUS=string(""))

@@ -1,0 +1,1 @@
+../../../model_repository/inference/node_log.py

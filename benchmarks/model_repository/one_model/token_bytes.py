@@ -1,0 +1,1 @@
+../../../model_repository/postprocess/token_bytes.py
