@@ -21,8 +21,8 @@ from lab_utils.client import StreamResult, stream, stream_many
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.server import MODEL_REPOSITORY, TritonServer, start_server
 
-ROUNDS = 9
-REPEATS = 4  # texts of one stream in one measurement
+ROUNDS = 11
+REPEATS = 6  # texts of one stream in one measurement
 TOKENS = 95  # of the reported prompt's continuation, to its end
 STREAMS = 16
 PYTHON, MIXED, CPP, CEILING = "Python", "inference in C++", "all in C++", "all in C++, nothing decoded"

@@ -22,7 +22,7 @@ from side_by_side import Row, Spread, in_turns, main, ratios, spread
 from lab_utils import custom_backend
 from lab_utils.server import MODEL_REPOSITORY
 
-ROUNDS = 9
+ROUNDS = 7
 POSITION = 64  # of the token that is read: about the middle of the reported prompt and its continuation
 STREAMS = (1, 16)
 REPEATS = {1: 100, 16: 12}  # steps in one measurement

@@ -27,11 +27,9 @@ from lab_utils.launch import THREADS, Ports, reserved_ports
 from lab_utils.server import MODEL_REPOSITORY, POLL_SECONDS, START_SECONDS, start_server
 from lab_utils.sources import Source, find_source
 
-ROUNDS = 9
-ROUNDS_DEFAULT = 5
+ROUNDS = 5
+MODELS = ["ensemble_latest"]
 LAUNCHER, BARE, DEFAULT = "launcher", "bare binary", "bare binary, default flags"
-EVERYTHING = sorted(folder.name for folder in MODEL_REPOSITORY.glob("ensemble_*"))
-SETS = {"one ensemble": ["ensemble_latest"], "all ensembles": EVERYTHING}
 PARTS = ("before the server's first word", "the server itself", "until ready is seen")
 FAST = [
     "--disable-auto-complete-config",
@@ -67,21 +65,21 @@ def _since(began: float, stamp: re.Match) -> float:
     return (hours * 3600 + minutes * 60 + seconds - began + QUARTER / 2) % QUARTER - QUARTER / 2
 
 
-def launched(models: Sequence[str]) -> Start:
+def launched() -> Start:
     """One start with the lab's launcher, as the lessons make it."""
     began = time.time()
-    server = start_server(models, local=True)
+    server = start_server(MODELS, local=True)
     ready = time.time()
     parts, served = parts_of(server.log, began, ready), set(server.models)
-    assert served >= set(models), f"asked for {models}, got {served}"
+    assert served >= set(MODELS), f"asked for {MODELS}, got {served}"
     server.stop()
     return Start(ready - began, parts, time.time() - ready)
 
 
-def by_hand(source: Source, backends: str, flags: Sequence[str], models: Sequence[str]) -> Start:
+def by_hand(source: Source, backends: str, flags: Sequence[str]) -> Start:
     """One start of the bare binary; ready when it says so over HTTP."""
     with reserved_ports() as ports, tempfile.TemporaryFile("w+") as log:
-        command = [source.binary, *typed_flags(ports, backends, models), *flags]
+        command = [source.binary, *typed_flags(ports, backends), *flags]
         environment = {**os.environ, **source.environment, "OMP_NUM_THREADS": "1"}
         began = time.time()
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -97,13 +95,13 @@ def by_hand(source: Source, backends: str, flags: Sequence[str], models: Sequenc
         return Start(ready - began, parts, time.time() - stopping)
 
 
-def typed_flags(ports: Ports, backends: str, models: Sequence[str]) -> list[str]:
+def typed_flags(ports: Ports, backends: str) -> list[str]:
     """What no start can do without: where everything is, the models, and listeners on loopback only."""
     return [
         f"--model-repository={MODEL_REPOSITORY}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in models),
+        *(f"--load-model={model}" for model in MODELS),
         *("--http-address=127.0.0.1", f"--http-port={ports.http}", "--reuse-http-port=true"),
         *("--grpc-address=127.0.0.1", f"--grpc-port={ports.grpc}", "--reuse-grpc-port=true"),
         f"--metrics-port={ports.metrics}",
@@ -140,20 +138,14 @@ def backend_folder(source: Source) -> Iterator[str]:
         yield folder
 
 
-def compare(models: Sequence[str], source: Source, backends: str) -> dict[str, object]:
-    """The launcher and the bare binary in turns."""
-    cases = {LAUNCHER: partial(launched, models), BARE: partial(by_hand, source, backends, FAST, models)}
-    return summary(in_turns(cases, ROUNDS))
-
-
 def summary(found: dict[str, list[Start]]) -> dict[str, object]:
-    """Spreads of all that was measured, and the launcher's ratio to the bare binary where both are there."""
+    """Spreads of all that was measured, and the launcher's ratio to the bare binary."""
     ready = {name: [one.ready for one in starts] for name, starts in found.items()}
     return {
         "ready": {name: asdict(spread(values)) for name, values in ready.items()},
         "stop": {name: asdict(spread([one.stop for one in starts])) for name, starts in found.items()},
         "parts": {name: median_parts(starts) for name, starts in found.items()},
-        **({"times_bare": asdict(ratios(ready, LAUNCHER, BARE))} if LAUNCHER in ready else {}),
+        "times_bare": asdict(ratios(ready, LAUNCHER, BARE)),
     }
 
 
@@ -163,45 +155,32 @@ def median_parts(starts: Sequence[Start]) -> list[float]:
 
 
 def measure() -> dict:
-    """All sets of models, in turns; then the default flags, with one ensemble."""
+    """The launcher, the bare binary, and the same with its default flags, in turns."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # not before the servers have ended
     source = find_source()
     with backend_folder(source) as backends:
-        results = {name: compare(models, source, backends) for name, models in SETS.items()}
-        plain = {DEFAULT: partial(by_hand, source, backends, (), SETS["one ensemble"])}
-        results[DEFAULT] = summary(in_turns(plain, ROUNDS_DEFAULT))
-    return {"source": source.kind, "rounds": ROUNDS, **results}
+        cases = {LAUNCHER: launched, BARE: partial(by_hand, source, backends, FAST)}
+        cases[DEFAULT] = partial(by_hand, source, backends, ())
+        return {"source": source.kind, "rounds": ROUNDS, **summary(in_turns(cases, ROUNDS))}
 
 
 def rows(results: dict) -> list[Row]:
-    """One line for each set of models."""
-    return [_row(name, results[name]) for name in SETS]
-
-
-def _row(name: str, found: dict) -> Row:
-    mine, bare = (found["ready"][case]["median"] for case in (LAUNCHER, BARE))
-    what = f"launcher: start to ready, {name}"
+    """The launcher against the bare binary."""
+    mine, bare = (results["ready"][case]["median"] for case in (LAUNCHER, BARE))
     against = "the bare binary on the same repository, by hand"
-    times = Spread(**found["times_bare"])
-    return Row(what, against, "at most 1.1 times", f"{mine:.2f} s, bare binary {bare:.2f} s", times, 1.1)
+    measured, times = f"{mine:.2f} s, bare binary {bare:.2f} s", Spread(**results["times_bare"])
+    return [Row("launcher: start to ready", against, "at most 1.1 times", measured, times, 1.1)]
 
 
 def remarks(results: dict) -> str:
     """Where the time goes, how long stopping takes, and what the default flags cost."""
-    lines = [_remark(name, results[name]) for name in SETS]
-    default = results[DEFAULT]["ready"][DEFAULT]["median"]
-    mine = results["one ensemble"]["ready"][LAUNCHER]["median"]
-    lines.append(f"- The same binary with its default flags, one ensemble: {default:.2f} s, the launcher {mine:.2f} s.")
-    return "\n".join(lines)
-
-
-def _remark(name: str, found: dict) -> str:
-    mine, bare = found["parts"][LAUNCHER], found["parts"][BARE]
+    mine, bare = results["parts"][LAUNCHER], results["parts"][BARE]
     parts = [f"{part} {a * 1e3:.0f} and {b * 1e3:.0f} ms" for part, a, b in zip(PARTS, mine, bare, strict=True)]
-    stop = [found["stop"][case]["median"] for case in (LAUNCHER, BARE)]
+    stop = [results["stop"][case]["median"] for case in (LAUNCHER, BARE)]
     return (
-        f"- {name.capitalize()}, launcher and bare binary, medians of each part: {'; '.join(parts)}. "
-        f"Stopping takes {stop[0]:.1f} and {stop[1]:.1f} s."
+        f"- Launcher and bare binary, medians of each part: {'; '.join(parts)}. Stopping takes {stop[0]:.1f} and "
+        f"{stop[1]:.1f} s.\n"
+        f"- The bare binary with its default flags: {results['ready'][DEFAULT]['median']:.2f} s."
     )
 
 

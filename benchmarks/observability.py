@@ -9,7 +9,6 @@ it does not run while another process does. So that is what is compared, turn by
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +21,7 @@ from lab_utils.server import TritonServer, start_server
 from lab_utils.trace import server_flags
 from lab_utils.watch_costs import tracing
 
-ROUNDS, TURNS = 5, 12  # a round's value is found from its turns
+ROUNDS, TURNS = 5, 10  # a round's value is found from its turns
 IDS = REPORTED_TOKENS * 20
 DECODED = 95  # the whole text
 SETTLE = 0.02  # seconds: a trace is written some milliseconds after the last response
@@ -36,15 +35,8 @@ CASES = {
     LOG: ("ensemble_latest", {"log": True}),
     TRACE: ("ensemble_latest", {}),
 }
+SWITCHED_ON = [name for name in CASES if name != OFF]
 NODES = ("server", "inference", "postprocess")
-
-
-@dataclass(frozen=True)
-class Message:
-    """Microseconds for one message of a stream: on the clock, and of the processors, by kind of process."""
-
-    clock: float
-    processor: dict[str, float]
 
 
 def measure() -> dict:
@@ -65,16 +57,19 @@ def measure() -> dict:
 
 
 def _turn(server: TritonServer, turn: int) -> dict:
-    """Every case once, forwards or backwards, and one decoded stream, which tells the step."""
-    names = list(CASES) if turn % 2 == 0 else list(reversed(CASES))
-    found = {name: asdict(_message(server, name)) for name in names}
+    """Off, every case once, forwards or backwards, off again, and one decoded stream, which tells the step."""
+    names = list(SWITCHED_ON) if turn % 2 == 0 else list(reversed(SWITCHED_ON))
+    found = [(name, _message(server, name)) for name in (OFF, *names, OFF)]
     decoded = stream(server, "ensemble_latest", REPORTED_PROMPT, DECODED)
     assert decoded.lengths == [1] * DECODED
-    return {"step": decoded.observations[-1].seconds / DECODED * MICROSECONDS, "cases": found}
+    (_, before), *cases, (_, after) = found
+    off = {key: (value + after[key]) / 2 for key, value in before.items()}
+    added = {name: {key: value - off[key] for key, value in one.items()} for name, one in cases}
+    return {"step": decoded.observations[-1].seconds / DECODED * MICROSECONDS, "off": off["processor"], "added": added}
 
 
-def _message(server: TritonServer, name: str) -> Message:
-    """Stream the ids with one of the cases switched on."""
+def _message(server: TritonServer, name: str) -> dict[str, float]:
+    """Microseconds for one message with a case switched on: on the "clock", of the "processor", and that by node."""
     ensemble, options = CASES[name]
     with tracing(server, "TIMESTAMPS") if name == TRACE else nullcontext():
         before = _processor(server)
@@ -83,7 +78,8 @@ def _message(server: TritonServer, name: str) -> Message:
         after = _processor(server)
     _check(result)
     used = {node: (after[node] - before[node]) / len(IDS) * MICROSECONDS for node in NODES}
-    return Message(result.observations[-1].seconds / len(IDS) * MICROSECONDS, used)
+    clock = result.observations[-1].seconds / len(IDS) * MICROSECONDS
+    return {"clock": clock, "processor": sum(used.values()), **used}
 
 
 def _check(result: StreamResult) -> None:
@@ -103,31 +99,12 @@ def _processor(server: TritonServer) -> dict[str, float]:
 
 
 def _round(turns: list[dict]) -> dict:
-    """The step, what a message takes in `OFF`, and what each case adds to that."""
-    taken = {name: _taken([turn["cases"][name] for turn in turns]) for name in CASES}
+    """Medians over some turns: the step, what a message takes in `OFF`, and what each case adds to that."""
     added = {
-        name: {key: value - taken[OFF][key] for key, value in found.items()}
-        for name, found in taken.items()
-        if name != OFF
+        name: {key: statistics.median(turn["added"][name][key] for turn in turns) for key in one}
+        for name, one in turns[0]["added"].items()
     }
-    return {
-        "step": statistics.median(turn["step"] for turn in turns),
-        "off": taken[OFF]["processor"],
-        "added": added,
-    }
-
-
-def _taken(messages: list[dict]) -> dict[str, float]:
-    """What a message takes: on the clock the median; of the processors the least, because others only ever add to it.
-
-    (Other work costs processor time too, by what it leaves in the caches. The clock's least says nothing: messages that
-    a busy client takes late arrive all at once.)
-    """
-    return {
-        "clock": statistics.median(one["clock"] for one in messages),
-        "processor": min(sum(one["processor"].values()) for one in messages),
-        **{node: min(one["processor"][node] for one in messages) for node in NODES},
-    }
+    return {part: statistics.median(turn[part] for turn in turns) for part in ("step", "off")} | {"added": added}
 
 
 def shares(results: dict, name: str, key: str = "processor") -> Spread:
@@ -156,20 +133,21 @@ def _row(results: dict, name: str, what: str, bound: float) -> Row:
 
 def remarks(results: dict) -> str:
     """Where the processor time is added, and the clock beside it."""
-    off = statistics.median(one["off"] for one in results["rounds"])
+    off, step = (statistics.median(one[part] for one in results["rounds"]) for part in ("off", "step"))
+    checks = 2 * results["check"] / step
     return "\n".join(
         [
-            f"Microseconds of processor time that a message takes more than without (it takes {off:,.0f} in all): the "
-            f"least of {results['turns']} turns against the least of as many, then the median of "
+            f"Microseconds of processor time that a message takes more than without (it takes {off:,.0f} in all): in "
+            f"each turn against the streams before and after, the median of {results['turns']} turns, then that of "
             f"{len(results['rounds'])} rounds. Shares are percent of a step. A value below 0 is noise: it says how far "
             "the others can be trusted.",
             "",
             "| switched on | server | inference | post-processing | share | on the clock |",
             "|---|---|---|---|---|---|",
-            *(_line(results, name) for name in CASES if name != OFF),
+            *(_line(results, name) for name in SWITCHED_ON),
             "",
-            f"One check by itself takes {results['check']:.1f} µs. The trace writes {results['trace_bytes']:,.0f} "
-            "bytes for a message.",
+            f"One check by itself takes {results['check']:.1f} µs: the two of a message are {checks:.1%} of a step. "
+            f"The trace writes {results['trace_bytes']:,.0f} bytes for a message.",
         ]
     )
 

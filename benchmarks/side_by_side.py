@@ -120,7 +120,7 @@ def run(name: str, module: ModuleType) -> None:
     """Measure one benchmark, write ``benchmarks/results/NAME.json``, and print its rows and remarks."""
     began = time.monotonic()
     content = {"machine": machine(), "day": time.strftime("%Y-%m-%d"), **module.measure()}
-    content["seconds"] = round(time.monotonic() - began, 1)
+    content["total_seconds"] = round(time.monotonic() - began, 1)
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
@@ -128,7 +128,7 @@ def run(name: str, module: ModuleType) -> None:
     for row in module.rows(results):
         verdict = "reached" if row.reached else "NOT REACHED"
         print(f"{row.what}, against {row.against}: {row.measured}; {row.figure} ({row.reach}: {verdict})")
-    print(f"\n{module.remarks(results)}\n({content['seconds']:.0f} s)", flush=True)
+    print(f"\n{module.remarks(results)}\n({content['total_seconds']:.0f} s)", flush=True)
 
 
 def main(module: str) -> None:

@@ -211,7 +211,7 @@ def row(results: dict, streams: int, name: str, bound: float) -> Row:
     """Rung 4 against one of PyTriton's forms."""
     mine, other = (of(results, streams, one, "rate").median for one in (LAB, name))
     return Row(
-        what=f"tokens/s, {count(streams).lower()}, rung 4 in Python",
+        what=f"tokens/s, {count(streams).lower()}, rung 4 in Python beside PyTriton's {name} form",
         against=f"{TITLES[name]}, the same ids",
         reach=f"at least {bound:g} times",
         measured=f"{mine:,.0f}/s, PyTriton {other:,.0f}/s",

@@ -5,26 +5,28 @@
 """
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
 
-from lab_utils import contract_cli, doctor, labbook_cli, stale, trace_cli, watch_cli, workshop_cli
+from lab_utils import doctor, stale
 from lab_utils.client import Observation, StreamError, iter_stream, stream
 from lab_utils.errors import ServerError
 from lab_utils.field_report import REPORTED_IDS, REPORTED_PROMPT
 from lab_utils.files import save_figure
 from lab_utils.growth import fit
-from lab_utils.plots import growth_figure, table
 from lab_utils.server import start_server
 from lab_utils.sources import ServerNotFoundError
+from lab_utils.tables import table
 from lab_utils.terminal import harmless_output
 
 SHOWN_IDS = 8
+MODULES = ("contract", "trace", "watch", "labbook", "workshop")  # commands with a module of their own
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """The command line; of `MODULES` only the command asked for, if it is one of them: others take long to import."""
     root = argparse.ArgumentParser(prog="python -m lab_utils", description=__doc__.partition("\n")[0])
     commands = root.add_subparsers(dest="command", required=True)
     one = commands.add_parser("reproduce", help="run rung 1, compare with the field's array, save the growth figure")
@@ -42,13 +44,15 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=stop)
     one = commands.add_parser("doctor", help="what this machine has and lacks, and what to do about it")
     one.set_defaults(run=examine)
-    for module in (contract_cli, trace_cli, watch_cli, labbook_cli, workshop_cli):
-        module.add_command(commands)
+    for name in [command] if command in MODULES else MODULES:
+        importlib.import_module(f"lab_utils.{name}_cli").add_command(commands)
     return root
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
     """Exit status 0 if the eighth message equals the field's array, 1 if not."""
+    from lab_utils.plots import growth_figure  # matplotlib takes long to import
+
     with start_server(["ensemble_append"], report=_say) as server:
         if server.attached:
             server.reload("inference")  # rung 1 keeps the ids of everybody who was there before
@@ -117,7 +121,8 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are said in a line, without a traceback."""
-    parsed = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = parser(given[0] if given else "").parse_args(given)
     with harmless_output():
         return _run(parsed)
 

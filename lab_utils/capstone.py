@@ -36,8 +36,8 @@ from lab_utils.client import StreamError, StreamResult, stream
 from lab_utils.errors import ServerDiedError, ServerStartError
 from lab_utils.exercise_kinds import NOT_ANSWERED
 from lab_utils.labbook import experiment
-from lab_utils.plots import table
 from lab_utils.server import TritonServer, start_server
+from lab_utils.tables import table
 
 __all__ = ["Case", "Report", "choose_seed", "differences", "expected", "open_case"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from lab_utils.client import StreamError, StreamResult, stream
 from lab_utils.errors import ServerDiedError
-from lab_utils.plots import table
 from lab_utils.server import TritonServer
+from lab_utils.tables import table
 
 DEADLINE_SECONDS = 10.0
 ENOUGH = 400  # tokens: more than any hidden prompt has bytes

@@ -87,6 +87,12 @@ class Edge:
     per_response: bool
 
 
+def edge_dims(edge: Edge) -> str:
+    """Return the dims of an edge, such as ``[-1]``; both where its ends differ; ``?`` for unknown ones."""
+    produced, accepted = ("?" if dims is None else str(list(dims)) for dims in (edge.produced, edge.accepted))
+    return produced if produced == accepted else f"{produced} -> {accepted}"
+
+
 @dataclass(frozen=True)
 class Port:
     """An input or output of a model, as its config declares it.

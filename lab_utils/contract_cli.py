@@ -5,11 +5,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from lab_utils.contract import Edge, Graph, Node, Repository, ensemble_graph, read_repository
+from lab_utils.contract import Edge, Graph, Node, Repository, edge_dims, ensemble_graph, read_repository
 from lab_utils.files import save_figure
 from lab_utils.findings import ERROR, SEVERITIES, Finding, check, report, summary, to_json
-from lab_utils.graph import edge_dims, graph_figure
-from lab_utils.plots import table
+from lab_utils.tables import table
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -90,6 +89,8 @@ def _only_ensemble(repository: Repository, ensemble: str) -> str:
 
 def _save_figure(graph: Graph, path: Path) -> None:
     """Save the figure; say so where the ensemble is too broken to be drawn: the findings tell why."""
+    from lab_utils.graph import graph_figure  # matplotlib takes long to import
+
     try:
         figure = graph_figure(graph.edges, graph.name)
     except ValueError as error:

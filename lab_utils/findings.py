@@ -14,7 +14,7 @@ from lab_utils.contract_advice import ADVICE
 from lab_utils.contract_ensembles import RULES_OF_TRITON, ensemble_cycles, wirings
 from lab_utils.contract_finding import ERROR, NOTE, RULES, SEVERITIES, WARNING, Finding, Place
 from lab_utils.contract_models import folder_findings, model_findings
-from lab_utils.plots import table
+from lab_utils.tables import table
 
 __all__ = [
     "ERROR",

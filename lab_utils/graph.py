@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from lab_utils.contract import CLIENT, Edge
+from lab_utils.contract import CLIENT, Edge, edge_dims
 from lab_utils.plots import OKABE_ITO, NotebookFigure
 
 SENDER, RECEIVER = f"{CLIENT} sends", f"{CLIENT} receives"
@@ -182,12 +182,6 @@ def _arrows(edges: Sequence[Edge], rows: dict[str, int]) -> list[_Arrow]:
 def _lines(edges: list[Edge]) -> tuple[str, ...]:
     name, dtype = (max(map(len, column)) for column in zip(*((one.tensor, one.dtype) for one in edges), strict=True))
     return tuple(f"{edge.tensor:<{name}} {edge.dtype:<{dtype}} {edge_dims(edge)}" for edge in edges)
-
-
-def edge_dims(edge: Edge) -> str:
-    """Return the dims of an edge, such as ``[-1]``; both where its ends differ; ``?`` for unknown ones."""
-    produced, accepted = ("?" if dims is None else str(list(dims)) for dims in (edge.produced, edge.accepted))
-    return produced if produced == accepted else f"{produced} -> {accepted}"
 
 
 def _routed(arrows: list[_Arrow]) -> list[_Arrow]:

@@ -21,8 +21,9 @@ from lab_utils.client import FAILURES, StreamError, StreamResult, infer, iter_ou
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.labbook import experiment
 from lab_utils.model_files import load_model_file
-from lab_utils.plots import NotebookFigure, table
+from lab_utils.plots import NotebookFigure
 from lab_utils.server import TritonServer
+from lab_utils.tables import table
 from lab_utils.verdict import Track, judge
 
 PRODUCER = "inference_mutant"

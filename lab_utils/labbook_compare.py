@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from lab_utils.labbook_entries import MEASURED, Experiment, Point, Series
 from lab_utils.labbook_text import cut
-from lab_utils.plots import growth_figure, table
+from lab_utils.plots import growth_figure
+from lab_utils.tables import table
 
 HEADERS = ("iteration", "before", "after", "bytes before", "bytes after", "seconds before", "seconds after")
 WIDTH = 60  # of a setting in the summary

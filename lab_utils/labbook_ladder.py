@@ -9,7 +9,8 @@ from lab_utils.labbook import ARRIVED, HEAP, TEXT_NOTE, TIME_PER_TOKEN
 from lab_utils.labbook_compare import by_ensemble, without_ensemble
 from lab_utils.labbook_entries import MEASURED, Experiment, Series
 from lab_utils.labbook_text import cut, short_sizes, visible
-from lab_utils.plots import MARKERS, format_bytes, growth_figure, table
+from lab_utils.plots import MARKERS, format_bytes, growth_figure
+from lab_utils.tables import table
 
 HEADERS = ("ensemble", "sizes of the messages", "bytes in all", "largest heap", "ms per token", "text")
 MOST_DRAWN = len(MARKERS)

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 from lab_utils.growth import FEWEST_POINTS, fit
 from lab_utils.labbook_entries import MEASURED, Experiment, Series
-from lab_utils.plots import table
+from lab_utils.tables import table
 
 SHOWN_SIZES = 6
 LISTED = ("id", "when (UTC)", "lesson", "title", "sizes", "result")

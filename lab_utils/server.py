@@ -227,9 +227,15 @@ class TritonServer:
 
         A model of the Python backend is gone when its processes have ended, any other when the server says so.
         """
-        deadline = time.monotonic() + UNLOAD_SECONDS
+        ending = self._stubs_of(model)
         self._model_control("unload", model)
-        ending = [process for process, name in self._stubs.items() if name.startswith(f"{model} version ")]
+        self._wait_until_gone(model, ending)
+
+    def _stubs_of(self, model: str) -> list[psutil.Process]:
+        return [process for process, name in self._stubs.items() if name.startswith(f"{model} version ")]
+
+    def _wait_until_gone(self, model: str, ending: Sequence[psutil.Process]) -> None:
+        deadline = time.monotonic() + UNLOAD_SECONDS
         _, left = psutil.wait_procs(ending, timeout=UNLOAD_SECONDS)
         while not left and self._is_unloading(model) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -244,9 +250,14 @@ class TritonServer:
             raise ServerError(f"the server stopped answering while it unloaded {model!r}: {error.message()}") from None
 
     def reload(self, model: str) -> None:
-        """Unload a model and load it again: its processes start anew, with empty buffers."""
-        self.unload(model)
-        self.load(model)
+        """Unload a model and load it again: its processes start anew, with empty buffers.
+
+        It is loaded beside the old one, which takes over a second to end: the Python backend sleeps that long.
+        """
+        ending = self._stubs_of(model)
+        self._model_control("unload", model)
+        self._model_control("load", model)
+        self._wait_until_gone(model, ending)
 
     def _model_control(self, action: str, model: str) -> None:
         try:

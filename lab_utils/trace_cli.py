@@ -12,7 +12,7 @@ from pathlib import Path
 from lab_utils import perfetto
 from lab_utils.attribution import Place
 from lab_utils.files import save_figure
-from lab_utils.plots import table
+from lab_utils.tables import table
 from lab_utils.trace import Call, Problem, Request, Tensor, files, read, requests, values
 from lab_utils.trace_figure import pair_figure, pair_table, repeated
 from lab_utils.trace_tracks import Hop, Line, hops, lines, pairs, tracks

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lab_utils.attribution import Place
-from lab_utils.plots import GREY, OKABE_ITO, NotebookFigure, table
+from lab_utils.plots import GREY, OKABE_ITO, NotebookFigure
+from lab_utils.tables import table
 from lab_utils.trace import Tensor
 from lab_utils.trace_tracks import Pair
 

@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from lab_utils import node_logs, trace, watch_server
 from lab_utils.client import StreamResult
 from lab_utils.errors import ServerError
-from lab_utils.plots import table
 from lab_utils.server import TritonServer
+from lab_utils.tables import table
 from lab_utils.watch import watch
 from lab_utils.watch_costs import tracing
 

@@ -8,7 +8,7 @@ from math import prod
 
 from lab_utils.alarm import Sample
 from lab_utils.attribution import LENGTH_PREFIX, Message
-from lab_utils.plots import table
+from lab_utils.tables import table
 from lab_utils.trace_records import ITEM_SIZES
 from lab_utils.verdict import INTEGERS, Track, most_alike
 

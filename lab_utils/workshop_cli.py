@@ -12,7 +12,7 @@ from lab_utils import workshop_check, workshop_progress, workshop_share
 from lab_utils.exercises import EXERCISES
 from lab_utils.labbook import open_book
 from lab_utils.labbook_text import visible
-from lab_utils.plots import table
+from lab_utils.tables import table
 from lab_utils.workshop_progress import Limits
 
 
