@@ -76,10 +76,10 @@ def launched() -> Start:
     return Start(ready - began, parts, time.time() - ready)
 
 
-def by_hand(source: Source, backends: str, flags: Sequence[str]) -> Start:
+def by_hand(source: Source, where: tuple[str, str], flags: Sequence[str]) -> Start:
     """One start of the bare binary; ready when it says so over HTTP."""
     with reserved_ports() as ports, tempfile.TemporaryFile("w+") as log:
-        command = [source.binary, *typed_flags(ports, backends), *flags]
+        command = [source.binary, *typed_flags(ports, *where), *flags]
         environment = {**os.environ, **source.environment, "OMP_NUM_THREADS": "1"}
         began = time.time()
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -95,10 +95,10 @@ def by_hand(source: Source, backends: str, flags: Sequence[str]) -> Start:
         return Start(ready - began, parts, time.time() - stopping)
 
 
-def typed_flags(ports: Ports, backends: str) -> list[str]:
+def typed_flags(ports: Ports, repository: str, backends: str) -> list[str]:
     """What no start can do without: where everything is, the models, and listeners on loopback only."""
     return [
-        f"--model-repository={MODEL_REPOSITORY}",
+        f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in MODELS),
@@ -125,17 +125,21 @@ def _answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def backend_folder(source: Source) -> Iterator[str]:
-    """The backends with the stub of this Python beside them: made once, before anything is timed."""
-    if not source.stub:
-        yield source.backends
-        return
+def places(source: Source) -> Iterator[tuple[str, str]]:
+    """The repository and the backends, with the stub of this Python beside them: made once, before anything is timed.
+
+    The repository is a link to it, since its own path may hold white space, at which the stub's arguments break.
+    """
     with tempfile.TemporaryDirectory(prefix="triton-lab-bench-") as folder:
-        python = Path(folder, "python")
-        python.mkdir()
+        repository, python = Path(folder, "models"), Path(folder, "backends", "python")
+        repository.symlink_to(MODEL_REPOSITORY)
+        if not source.stub:
+            yield str(repository), source.backends
+            return
+        python.mkdir(parents=True)
         for file in [*Path(source.backends, "python").iterdir(), Path(source.stub)]:
             (python / file.name).symlink_to(file)
-        yield folder
+        yield str(repository), str(python.parent)
 
 
 def summary(found: dict[str, list[Start]]) -> dict[str, object]:
@@ -158,9 +162,9 @@ def measure() -> dict:
     """The launcher, the bare binary, and the same with its default flags, in turns."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # not before the servers have ended
     source = find_source()
-    with backend_folder(source) as backends:
-        cases = {LAUNCHER: launched, BARE: partial(by_hand, source, backends, FAST)}
-        cases[DEFAULT] = partial(by_hand, source, backends, ())
+    with places(source) as where:
+        cases = {LAUNCHER: launched, BARE: partial(by_hand, source, where, FAST)}
+        cases[DEFAULT] = partial(by_hand, source, where, ())
         return {"source": source.kind, "rounds": ROUNDS, **summary(in_turns(cases, ROUNDS))}
 
 
