@@ -10,12 +10,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 
-from side_by_side import Row, Spread, in_turns, main, spread
+from side_by_side import Row, Spread, in_turns, main, spreads
 
 from lab_utils.contract import read_repository
 from lab_utils.findings import check, summary
@@ -213,7 +213,7 @@ def measure() -> dict:
     return {
         "repository": holds,
         "rounds": ROUNDS,
-        "times": {name: asdict(spread(values)) for name, values in times.items()},
+        "times": spreads(times),
     }
 
 

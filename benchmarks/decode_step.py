@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 
 from safetensors import safe_open
-from side_by_side import Row, Spread, in_turns, main, ratios, spread
+from side_by_side import Row, Spread, in_turns, main, ratios, spread, spreads
 
 from lab_utils import custom_backend
 from lab_utils.server import MODEL_REPOSITORY
@@ -143,8 +143,8 @@ def measured(found: dict[str, list[float]], streams: int) -> dict:
     return {
         "bytes": size,
         "operations": operations,
-        "found": {name: asdict(spread(values)) for name, values in found.items()},
-        "bounds": {name: asdict(spread(values)) for name, values in bounds.items()},
+        "found": spreads(found),
+        "bounds": spreads(bounds),
         "dram_bound": size / spread(found["read DRAM"]).median,
         "applies": applies,
         "fastest_torch": fastest,

