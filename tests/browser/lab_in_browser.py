@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from get_browser import find_browser
 from leftovers import RUN_MARK, marked_processes, shm_files, until_none
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
 from lab_utils.launch import shm_prefix
 
@@ -26,12 +27,16 @@ FLAGS = (
 )
 OPTIONS = ("--no-browser", "--LabApp.expose_app_in_browser=True")
 SECONDS = 120.0  # a deadline, not a delay
+LESSON_SECONDS = 300.0  # also one: a lesson of half a minute takes four on a machine that is busy
 OWN_FILES = ("LAB_BOOK", "LAB_WORKSPACE", "IPYTHONDIR", "MPLCONFIGDIR", "XDG_STATE_HOME")
 USERS = re.compile("JUPYTER|IPYTHON|XDG_|LAB_|TRITON|PYTHON")  # what a user's or a test's shell may have set
 
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden)"
-RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
-RESTART = "() => { window.again = window.jupyterapp.commands.execute('notebook:restart-run-all') }"
+RUN_ALL, RESTART_AND_RUN_ALL = "notebook:run-all-cells", "notebook:restart-run-all"
+EXECUTE = """name => {
+    window.ended = undefined;
+    window.jupyterapp.commands.execute(name).then(succeeded => { window.ended = {succeeded} });
+}"""
 CELLS = "() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
 END_KERNELS = "() => window.jupyterapp.serviceManager.sessions.shutdownAll()"
 
@@ -135,11 +140,27 @@ def code_cells(page: Page) -> list[dict]:
     return [cell for cell in page.evaluate(CELLS) if cell["cell_type"] == "code"]
 
 
-def restart_and_run_all(page: Page) -> None:
-    """Restart the kernel, say yes to the question, and wait until all cells have run."""
-    page.evaluate(RESTART)
+def run_all(page: Page) -> bool:
+    """Run all cells; returns whether JupyterLab says that they succeeded."""
+    page.evaluate(EXECUTE, RUN_ALL)
+    return until_ended(page)
+
+
+def restart_and_run_all(page: Page) -> bool:
+    """Restart the kernel, say yes to the question, and run all cells."""
+    page.evaluate(EXECUTE, RESTART_AND_RUN_ALL)
     page.locator(".jp-Dialog .jp-mod-accept").click()
-    page.evaluate("() => window.again")
+    return until_ended(page)
+
+
+def until_ended(page: Page) -> bool:
+    """Wait until all cells have run; where they do not end, the failure says how far they came."""
+    try:
+        return page.wait_for_function("() => window.ended", timeout=1000 * LESSON_SECONDS).json_value()["succeeded"]
+    except TimeoutError:
+        cells, said = code_cells(page), page.locator("#jp-main-statusbar").inner_text()
+        done = sum(cell["execution_count"] is not None for cell in cells)
+        pytest.fail(f"{done} of {len(cells)} cells ended in {LESSON_SECONDS:g} s; the status bar says {said!r}")
 
 
 def sources(cells: list[dict]) -> list[str]:
