@@ -21,7 +21,7 @@ from lab_utils.server import TritonServer, start_server
 from lab_utils.trace import server_flags
 from lab_utils.watch_costs import tracing
 
-ROUNDS, TURNS = 5, 10  # a round's value is found from its turns
+ROUNDS, TURNS = 5, 8  # a round's value is found from its turns
 IDS = REPORTED_TOKENS * 20
 DECODED = 95  # the whole text
 SETTLE = 0.02  # seconds: a trace is written some milliseconds after the last response
@@ -57,15 +57,16 @@ def measure() -> dict:
 
 
 def _turn(server: TritonServer, turn: int) -> dict:
-    """Off, every case once, forwards or backwards, off again, and one decoded stream, which tells the step."""
-    names = list(SWITCHED_ON) if turn % 2 == 0 else list(reversed(SWITCHED_ON))
-    found = [(name, _message(server, name)) for name in (OFF, *names, OFF)]
+    """Every case once, forwards or backwards, between two streams off, and a decoded stream, which tells the step."""
+    off, added = [_message(server, OFF)], {}
+    for name in SWITCHED_ON if turn % 2 == 0 else reversed(SWITCHED_ON):
+        found = _message(server, name)
+        off.append(_message(server, OFF))
+        added[name] = {key: found[key] - (off[-2][key] + off[-1][key]) / 2 for key in found}
     decoded = stream(server, "ensemble_latest", REPORTED_PROMPT, DECODED)
     assert decoded.lengths == [1] * DECODED
-    (_, before), *cases, (_, after) = found
-    off = {key: (value + after[key]) / 2 for key, value in before.items()}
-    added = {name: {key: value - off[key] for key, value in one.items()} for name, one in cases}
-    return {"step": decoded.observations[-1].seconds / DECODED * MICROSECONDS, "off": off["processor"], "added": added}
+    step = decoded.observations[-1].seconds / DECODED * MICROSECONDS
+    return {"step": step, "off": statistics.median(one["processor"] for one in off), "added": added}
 
 
 def _message(server: TritonServer, name: str) -> dict[str, float]:
@@ -138,7 +139,7 @@ def remarks(results: dict) -> str:
     return "\n".join(
         [
             f"Microseconds of processor time that a message takes more than without (it takes {off:,.0f} in all): in "
-            f"each turn against the streams before and after, the median of {results['turns']} turns, then that of "
+            f"each turn against the streams around it, the median of {results['turns']} turns, then that of "
             f"{len(results['rounds'])} rounds. Shares are percent of a step. A value below 0 is noise: it says how far "
             "the others can be trusted.",
             "",
