@@ -40,6 +40,9 @@ class Processes:
     def start(self, command: Sequence[str], executable: str = "/bin/sh", **options) -> subprocess.Popen:
         process = subprocess.Popen(command, executable=executable, stdin=subprocess.PIPE, **options)
         self._started.append(process)
+        # The kernel lets Popen go on a moment before it shows the new command line.
+        while process.poll() is None and not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            pass
         return process
 
     def server(self, server_id: str, script: str = WAIT, **options) -> subprocess.Popen:
