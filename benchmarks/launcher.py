@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from side_by_side import Row, Spread, in_turns, main, ratios, spread, spreads
+from side_by_side import Row, Spread, in_turns, main, ratios, spreads
 
 from lab_utils.launch import THREADS, Ports, reserved_ports
 from lab_utils.server import MODEL_REPOSITORY, POLL_SECONDS, START_SECONDS, start_server
@@ -147,7 +147,7 @@ def summary(found: dict[str, list[Start]]) -> dict[str, object]:
     ready = {name: [one.ready for one in starts] for name, starts in found.items()}
     return {
         "ready": spreads(ready),
-        "stop": {name: asdict(spread([one.stop for one in starts])) for name, starts in found.items()},
+        "stop": spreads({name: [one.stop for one in starts] for name, starts in found.items()}),
         "parts": {name: median_parts(starts) for name, starts in found.items()},
         "times_bare": asdict(ratios(ready, LAUNCHER, BARE)),
     }

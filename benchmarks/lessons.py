@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from side_by_side import Row, Spread, main, spread
+from side_by_side import Row, Spread, main, spread, spreads
 
 from lab_utils import custom_backend
 
@@ -46,8 +46,8 @@ def measure() -> dict:
         "built_beforehand": before,
         "compile_s": compile_seconds(),
         "run_s": asdict(spread([whole for whole, _ in runs])),
-        "lessons_s": {name: asdict(spread([sum(found[name]) for _, found in runs])) for name in lessons},
-        "slowest_cell_s": {name: asdict(spread([max(found[name]) for _, found in runs])) for name in lessons},
+        "lessons_s": spreads({name: [sum(found[name]) for _, found in runs] for name in lessons}),
+        "slowest_cell_s": spreads({name: [max(found[name]) for _, found in runs] for name in lessons}),
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from get_browser import find_browser
 from leftovers import RUN_MARK, marked_processes, shm_files, until_none
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from lab_utils.launch import shm_prefix
 
@@ -33,10 +33,8 @@ USERS = re.compile("JUPYTER|IPYTHON|XDG_|LAB_|TRITON|PYTHON")  # what a user's o
 
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 RUN_ALL, RESTART_AND_RUN_ALL = "notebook:run-all-cells", "notebook:restart-run-all"
-EXECUTE = """name => {
-    window.ended = undefined;
-    window.jupyterapp.commands.execute(name).then(succeeded => { window.ended = {succeeded} });
-}"""
+EXECUTE = "name => { window.running = window.jupyterapp.commands.execute(name) }"
+ENDED = "deadline => Promise.race([window.running, new Promise(tooLate => setTimeout(tooLate, deadline))])"
 CELLS = "() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells"
 END_KERNELS = "() => window.jupyterapp.serviceManager.sessions.shutdownAll()"
 
@@ -155,12 +153,12 @@ def restart_and_run_all(page: Page) -> bool:
 
 def until_ended(page: Page) -> bool:
     """Wait until all cells have run; where they do not end, the failure says how far they came."""
-    try:
-        return page.wait_for_function("() => window.ended", timeout=1000 * LESSON_SECONDS).json_value()["succeeded"]
-    except TimeoutError:
+    succeeded = page.evaluate(ENDED, 1000 * LESSON_SECONDS)
+    if succeeded is None:
         cells, said = code_cells(page), page.locator("#jp-main-statusbar").inner_text()
         done = sum(cell["execution_count"] is not None for cell in cells)
         pytest.fail(f"{done} of {len(cells)} cells ended in {LESSON_SECONDS:g} s; the status bar says {said!r}")
+    return succeeded
 
 
 def sources(cells: list[dict]) -> list[str]:
