@@ -253,13 +253,13 @@ def test_two_streams_at_once_mix_on_rung_1_alone(soiled, rung):
 def test_a_long_stream_holds_up_no_other(server, rung):
     """Python's rungs 1 to 3 answer one request after the other; the C++ node decodes all of its streams together."""
     with ThreadPoolExecutor(1) as thread:
-        many = tensors([64] * 8_000)
+        many = tensors([64] * 40_000)
         arriving = begin(server, rung, many)
         next(arriving)
         rest = thread.submit(lambda: sum(1 for _ in arriving))
         assert ids_of(call(server, rung, tensors([65, 66]))) == [[65], [66]]
         assert not rest.done()
-        assert rest.result() == 7_999
+        assert rest.result() == 39_999
 
 
 # --- what travels with the ids ----------------------------------------------------------------------------------------
